@@ -1,0 +1,85 @@
+"""The one class that TorchServe loads; the only file that knows TorchServe's context object.
+
+It is copied to the root of each archive as the handler. TorchServe reports any import that fails here as "No module
+named 'ts.torch_handler…'", so everything of ours is imported inside `initialize`, where its own error is shown.
+"""
+
+import json
+import sys
+from typing import Any
+
+
+class DetectionHandler:
+    """Loads the archive once, then answers batches.
+
+    It is no BaseHandler: importing that would switch TF32 on and probe every runtime.
+    """
+
+    def __init__(self) -> None:
+        self._detector: Any = None
+
+    def initialize(self, context: Any) -> None:
+        """Load the archive and check its golden image; a worker that must not serve says why and ends."""
+        try:
+            self._load(context.system_properties)
+        except BaseException as error:
+            reason = {"type": getattr(error, "type", type(error).__name__), "message": str(error)}
+            print(f"DETSERVE_STARTUP_ERROR {json.dumps(reason)}", flush=True)  # noqa: T201 - TorchServe logs stdout
+            raise
+
+    def handle(self, data: list[dict[str, Any]], context: Any) -> list[str]:
+        """Answer one batch: as many JSON texts as requests, in their order."""
+        from dethandlers.detector import Request
+        from dethandlers.errors import RequestError
+        from dethandlers.options import parse_options
+        from dethandlers.payload import split_row
+        from dethandlers.responses import to_json_text
+
+        if context.get_request_header(0, "describe") == "True":
+            return [json.dumps(self._detector.describe()) for _ in data]
+        detector = self._detector
+        spec = detector.spec
+        slots: list[RequestError | Request] = []
+        for row in data:
+            try:
+                image, values = split_row(row)
+                options = parse_options(values, spec.serving, spec.categories, detector.family.capabilities)
+                slots.append(Request(image, options))
+            except RequestError as error:
+                slots.append(error)
+        answers = iter(detector.detect([slot for slot in slots if isinstance(slot, Request)]))
+        texts = []
+        for index, slot in enumerate(slots):
+            result = slot if isinstance(slot, RequestError) else next(answers)
+            context.set_response_content_type(index, "application/json")
+            if isinstance(slot, RequestError) or isinstance(result, RequestError):
+                context.set_response_status(code=result.code, phrase=result.type, idx=index)
+                texts.append(json.dumps(result.to_json()))
+            else:
+                texts.append(to_json_text(result, slot.options, spec.categories))
+        return texts
+
+    def _load(self, properties: dict[str, Any]) -> None:
+        import logging
+        from pathlib import Path
+
+        from dethandlers.artefact import load_artefact
+        from dethandlers.detector import Detector
+        from dethandlers.errors import ArtefactError
+        from dethandlers.runtimes import choose_device
+
+        artefact = load_artefact(Path(properties["model_dir"]))
+        serving = artefact.spec.serving
+        self._detector = Detector(artefact, choose_device(serving.device, properties.get("gpu_id")))
+        if serving.golden_check == "off":
+            return
+        drift = self._detector.check_golden()
+        if drift and serving.golden_check == "fail":
+            raise ArtefactError(
+                f"golden check: {drift}. The served model is not the one that was packed: build the archive again, "
+                "or set serving.golden_check: warn.",
+                type="golden_drift",
+            )
+        if drift:
+            logging.getLogger("detserve").warning("golden check: %s", drift)
+        print(f"DETSERVE_READY {json.dumps(self._detector.describe())}", file=sys.stdout, flush=True)  # noqa: T201

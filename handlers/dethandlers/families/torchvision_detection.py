@@ -1,0 +1,217 @@
+"""Every builder of torchvision.models.detection, served without torchvision's own transform.
+
+    image ─► resize, normalise, pad (ours) ─► backbone, heads, NMS (torchvision) ─► boxes and masks back (ours)
+
+torchvision pads a batch to its largest image, so an image's detections depend on its neighbours. Here the transform is
+replaced: every image is resized and padded as if it were alone, and only images of one padded shape share a forward
+pass.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from torch import nn
+from torchvision.models import detection as detection_models
+from torchvision.models import get_model, list_models
+from torchvision.models.detection.image_list import ImageList
+from torchvision.ops import FrozenBatchNorm2d
+
+from dethandlers.detections import Detections
+from dethandlers.errors import ArtefactError
+from dethandlers.families import Batch, Limits
+from dethandlers.postprocess import encode_masks, scale_boxes
+from dethandlers.preprocess import Prepared, normalise, pad_to_multiple, resize, shorter_side_size
+from dethandlers.spec import Spec
+
+# Arguments of the builders that the request's options set.
+REQUEST_ARGUMENTS = ("box_score_thresh", "score_thresh", "box_detections_per_img", "detections_per_img")
+
+
+def builders() -> list[str]:
+    """Return the names of torchvision's detection builders."""
+    return sorted(list_models(module=detection_models))
+
+
+def build_module(spec: Spec, state: Mapping[str, torch.Tensor]) -> nn.Module:
+    """Build torchvision's model and load its weights, all of them.
+
+    A builder called without pretrained weights makes ordinary batch norms, while a model that was fine-tuned from
+    pretrained ones has frozen batch norms, which keep no ``num_batches_tracked``. Those are put back, with the spec's
+    ``norm_eps``.
+
+    Args:
+        spec: builder, options, number of classes.
+        state: the state dict; half precision is widened to the model's float32.
+
+    Raises:
+        ArtefactError: unknown builder or option, or weights that do not fit.
+    """
+    if spec.builder not in builders():
+        raise ArtefactError(
+            f"builder: got {spec.builder!r}, expected one of torchvision's: {', '.join(builders())}. Correct the spec."
+        )
+    forbidden = [name for name in REQUEST_ARGUMENTS if name in spec.builder_options]
+    if forbidden:
+        raise ArtefactError(
+            f"builder_options: got {forbidden[0]!r}, which every request sets. "
+            "Use serving.score_threshold and serving.max_detections instead."
+        )
+    if spec.num_classes is None:
+        raise ArtefactError("num_classes: got none, expected the builder's number of classes. Rebuild the archive.")
+    try:
+        module: nn.Module = get_model(
+            spec.builder, weights=None, weights_backbone=None, num_classes=spec.num_classes, **spec.builder_options
+        )
+    except (TypeError, ValueError) as error:
+        raise ArtefactError(
+            f"builder {spec.builder} does not take builder_options {spec.builder_options}: {error}. Correct the spec."
+        ) from error
+    _restore_frozen_norms(module, state, spec.norm_eps)
+    misfit = describe_misfit(module.state_dict(), state)
+    if misfit:
+        raise ArtefactError(f"weights do not fit {spec.builder} with {spec.num_classes} classes: {misfit}")
+    module.load_state_dict(state)
+    return module.eval()
+
+
+def describe_misfit(expected: Mapping[str, torch.Tensor], got: Mapping[str, torch.Tensor]) -> str:
+    """Return what keeps a state dict from fitting, with the first names and shapes; empty when it fits."""
+    shapes = [
+        f"{name} is {tuple(got[name].shape)}, expected {tuple(tensor.shape)}"
+        for name, tensor in expected.items()
+        if name in got and got[name].shape != tensor.shape
+    ]
+    missing = [name for name in expected if name not in got]
+    unexpected = [name for name in got if name not in expected]
+    parts = []
+    for title, names in (("wrong shape", shapes), ("missing", missing), ("not of this model", unexpected)):
+        if names:
+            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+            parts.append(f"{title}: {'; '.join(names[:3])}{more}")
+    return " | ".join(parts)
+
+
+class TorchvisionFamily:
+    """Faster R-CNN, Mask R-CNN, Keypoint R-CNN, RetinaNet, FCOS, SSD, SSDlite.
+
+    Raises:
+        ArtefactError: the spec names a runtime that this family has no network for.
+    """
+
+    def __init__(self, spec: Spec) -> None:
+        if spec.runtime != "torch":
+            raise ArtefactError(
+                f"runtime: got {spec.runtime!r} with family 'torchvision', expected 'torch'. Correct the spec."
+            )
+        self.spec = spec
+        self.capabilities = frozenset(
+            name for name, word in (("masks", "maskrcnn"), ("keypoints", "keypointrcnn")) if word in spec.builder
+        )
+        lookup = np.full(max(category.model_label for category in spec.categories) + 2, -1, dtype=np.int64)
+        for label, category in enumerate(spec.categories):
+            lookup[category.model_label] = label
+        self._label_of_model_label = lookup
+        self._min_size, self._max_size, self._divisor = 800, 1333, 32
+        self._fixed_size: tuple[int, int] | None = None
+        self._mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+        self._std: tuple[float, ...] = (0.229, 0.224, 0.225)
+
+    def build(self, weights: Path) -> nn.Module:
+        """Build the model from the archive's safetensors; its transform's settings are kept and taken over."""
+        module = build_module(self.spec, load_file(weights))
+        transform = module.transform
+        self._min_size, self._max_size = int(transform.min_size[-1]), int(transform.max_size)  # type: ignore[index, arg-type, union-attr]
+        self._divisor = int(transform.size_divisible)  # type: ignore[arg-type, union-attr]
+        if transform.fixed_size is not None:  # type: ignore[union-attr]
+            width, height = transform.fixed_size  # type: ignore[misc, union-attr]
+            self._fixed_size = (int(height), int(width))
+        self._mean = tuple(float(value) for value in transform.image_mean)  # type: ignore[union-attr]
+        self._std = tuple(float(value) for value in transform.image_std)  # type: ignore[union-attr]
+        return _Core(module)
+
+    def prepare(self, image: torch.Tensor) -> Prepared:
+        """Normalise, resize and pad one image as torchvision does for that image alone."""
+        original = (int(image.shape[-2]), int(image.shape[-1]))
+        size = self._fixed_size or shorter_side_size(original, self._min_size, self._max_size)
+        pixels = resize(normalise(image.float() / 255.0, self._mean, self._std), size)
+        return Prepared(pad_to_multiple(pixels, self._divisor), original, size)
+
+    def decode(self, outputs: Any, prepared: Sequence[Prepared], limits: Limits) -> list[Detections]:
+        """Scale boxes, masks and keypoints to the original images; drop what the category map does not know."""
+        return [self._decode_one(output, source, limits) for output, source in zip(outputs, prepared, strict=True)]
+
+    def _decode_one(self, output: dict[str, torch.Tensor], source: Prepared, limits: Limits) -> Detections:
+        model_labels = output["labels"].cpu().numpy()
+        labels = self._label_of_model_label[np.minimum(model_labels, len(self._label_of_model_label) - 1)]
+        known = labels >= 0
+        kept = torch.from_numpy(known)
+        boxes = scale_boxes(output["boxes"], source.scale_xy).cpu()[kept]
+        masks = None
+        if limits.masks and "masks" in output:
+            masks = encode_masks(output["masks"].cpu()[kept], boxes, source.original_size)
+        keypoints = None
+        if limits.keypoints and "keypoints" in output:
+            keypoints = self._keypoints(output, source)[known]
+        return Detections(
+            boxes.numpy(),
+            output["scores"].float().cpu().numpy()[known],
+            labels[known],
+            masks=masks,
+            keypoints=keypoints,
+        )
+
+    @staticmethod
+    def _keypoints(output: dict[str, torch.Tensor], source: Prepared) -> Any:
+        points = output["keypoints"].float().cpu().clone()
+        points[..., 0] *= source.scale_xy[0]
+        points[..., 1] *= source.scale_xy[1]
+        points[..., 2] = output["keypoints_scores"].float().cpu()
+        return points.numpy()
+
+
+class _Core(nn.Module):
+    """torchvision's model behind a transform that does nothing: the batch comes prepared and stays in its frame."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        module.transform = _Identity()
+        self.module = module
+        heads = getattr(module, "roi_heads", module)
+        self._heads = heads
+
+    def forward(self, batch: Batch) -> list[dict[str, torch.Tensor]]:
+        """Return per image ``boxes`` xyxy in the prepared frame, ``scores``, ``labels`` and what else the model has."""
+        # torchvision keeps score > threshold; the contract is score >= threshold.
+        self._heads.score_thresh = math.nextafter(batch.limits.score_threshold, -1.0)
+        self._heads.detections_per_img = batch.limits.max_detections
+        self.module.transform.sizes = list(batch.sizes)  # type: ignore[union-attr]
+        detections: list[dict[str, torch.Tensor]] = self.module(batch.pixels)
+        return detections
+
+
+class _Identity(nn.Module):
+    """Stands where torchvision's GeneralizedRCNNTransform stood."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes: list[tuple[int, int]] = []
+
+    def forward(self, images: torch.Tensor, targets: None = None) -> tuple[ImageList, None]:
+        return ImageList(images, self.sizes), targets
+
+    def postprocess(self, result: list[dict[str, torch.Tensor]], *_sizes: object) -> list[dict[str, torch.Tensor]]:
+        return result
+
+
+def _restore_frozen_norms(module: nn.Module, state: Mapping[str, torch.Tensor], norm_eps: float | None) -> None:
+    for name, norm in list(module.named_modules()):
+        if not isinstance(norm, nn.BatchNorm2d) or f"{name}.num_batches_tracked" in state:
+            continue
+        parent, _, child = name.rpartition(".")
+        frozen = FrozenBatchNorm2d(norm.num_features, eps=norm.eps if norm_eps is None else norm_eps)
+        setattr(module.get_submodule(parent), child, frozen)

@@ -1,0 +1,94 @@
+"""Pixels to network input: resize, pad, normalise; and the record of it that takes boxes back.
+
+image (3, H, W) uint8 ─► resized (3, h, w) float ─► normalised ─► padded right and below (3, h', w')
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch.nn import functional
+
+from dethandlers.spec import Preprocessing
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """One image, ready for the network.
+
+    Attributes:
+        pixels: ``(3, h', w')`` float32, padded.
+        original_size: ``(H, W)`` of the image, px.
+        resized_size: ``(h, w)`` of the part of ``pixels`` that is image, px.
+    """
+
+    pixels: torch.Tensor
+    original_size: tuple[int, int]
+    resized_size: tuple[int, int]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The padded shape: images that share it may share a forward pass without changing each other."""
+        return tuple(self.pixels.shape)
+
+    @property
+    def scale_xy(self) -> tuple[float, float]:
+        """Factors from network pixels to original pixels, for x and y."""
+        (height, width), (resized_height, resized_width) = self.original_size, self.resized_size
+        return width / resized_width, height / resized_height
+
+
+def resize(image: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """Resize ``(3, H, W)`` float by bilinear interpolation without antialiasing (as OpenCV's INTER_LINEAR).
+
+    Args:
+        image: float pixels.
+        size: ``(h, w)`` px.
+    """
+    if tuple(image.shape[-2:]) == size:
+        return image
+    return functional.interpolate(image[None], size=size, mode="bilinear", align_corners=False)[0]
+
+
+def shorter_side_size(size: tuple[int, int], min_size: int, max_size: int) -> tuple[int, int]:
+    """Return ``(h, w)`` px such that the shorter side is ``min_size`` unless the longer one would pass ``max_size``.
+
+    Both sides are rounded down, as torchvision's `GeneralizedRCNNTransform.resize` does.
+    """
+    height, width = size
+    scale = min(min_size / min(size), max_size / max(size))
+    return max(1, math.floor(height * scale)), max(1, math.floor(width * scale))
+
+
+def normalise(image: torch.Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> torch.Tensor:
+    """Return ``(image - mean) / std`` per channel of ``(3, H, W)`` float."""
+    channel_mean = torch.tensor(mean, dtype=image.dtype, device=image.device)[:, None, None]
+    channel_std = torch.tensor(std, dtype=image.dtype, device=image.device)[:, None, None]
+    return (image - channel_mean) / channel_std
+
+
+def pad_to_multiple(image: torch.Tensor, divisor: int) -> torch.Tensor:
+    """Pad ``(3, H, W)`` with zeros on the right and below, so that both sides are multiples of ``divisor`` px."""
+    height, width = image.shape[-2:]
+    pad_height = math.ceil(height / divisor) * divisor - height
+    pad_width = math.ceil(width / divisor) * divisor - width
+    return functional.pad(image, (0, pad_width, 0, pad_height))
+
+
+def letterbox(image: torch.Tensor, settings: Preprocessing) -> Prepared:
+    """Fit an image into the fixed input, top left, keeping its aspect ratio; the rest is the pad value.
+
+    Args:
+        image: ``(3, H, W)`` uint8 RGB.
+        settings: size, channel order, pad value and normalisation.
+    """
+    height, width = image.shape[-2:]
+    input_height, input_width = settings.size
+    ratio = min(input_height / height, input_width / width)
+    resized_size = (max(1, round(height * ratio)), max(1, round(width * ratio)))
+    pixels = resize(image.float(), resized_size)
+    if settings.channel_order == "bgr":
+        pixels = pixels.flip(0)
+    canvas = pixels.new_full((3, input_height, input_width), settings.pad_value)
+    canvas[:, : resized_size[0], : resized_size[1]] = pixels
+    return Prepared(normalise(canvas * settings.scale, settings.mean, settings.std), (height, width), resized_size)

@@ -1,0 +1,101 @@
+"""Detections to the JSON of the response contract; floats are written so that float32 survives the way back."""
+
+import json
+import time
+from typing import Any
+
+from dethandlers.detections import Category, Detections
+from dethandlers.detector import Answer
+from dethandlers.options import Options
+
+
+def to_json_text(answer: Answer, options: Options, categories: tuple[Category, ...]) -> str:
+    """Write one image's answer in the form that the request asked for.
+
+    With ``timings`` the detections are wrapped in an object that also holds ``timings_ms``, ``batch_size``,
+    ``forward_size`` and ``image_size`` ``[width, height]``.
+    """
+    begun = time.perf_counter()
+    text = json.dumps(_FORMATS[options.format](answer.detections, options, categories))
+    if not options.timings:
+        return text
+    timings = {**answer.timings_ms, "serialise": (time.perf_counter() - begun) * 1e3}
+    beside = {
+        "timings_ms": {stage: round(value, 4) for stage, value in timings.items()},
+        "batch_size": answer.batch_size,
+        "forward_size": answer.forward_size,
+        "image_size": list(answer.image_size),
+    }
+    return f'{{"detections": {text}, {json.dumps(beside)[1:]}'
+
+
+def _list(detections: Detections, options: Options, categories: tuple[Category, ...]) -> list[dict[str, Any]]:
+    """The form that MMDetection published: one object per detection."""
+    return [
+        {
+            "class_label": label,
+            "class_name": categories[label].name,
+            "bbox": _floats(box),
+            "score": _float(score),
+            **_extras(detections, position, options, categories[label]),
+        }
+        for position, (label, box, score) in enumerate(
+            zip(detections.labels.tolist(), detections.boxes_xyxy.tolist(), detections.scores.tolist(), strict=True)
+        )
+    ]
+
+
+def _coco(detections: Detections, options: Options, categories: tuple[Category, ...]) -> list[dict[str, Any]]:
+    """COCO results without the image_id, which only the client knows: bbox is xywh."""
+    return [
+        {
+            "category_id": categories[label].id,
+            "bbox": _floats([x1, y1, x2 - x1, y2 - y1]),
+            "score": _float(score),
+            **_extras(detections, position, options, None),
+        }
+        for position, (label, (x1, y1, x2, y2), score) in enumerate(
+            zip(detections.labels.tolist(), detections.boxes_xyxy.tolist(), detections.scores.tolist(), strict=True)
+        )
+    ]
+
+
+def _columns(detections: Detections, options: Options, categories: tuple[Category, ...]) -> dict[str, Any]:
+    """One list per property, for clients that fill arrays."""
+    labels = detections.labels.tolist()
+    columns: dict[str, Any] = {
+        "boxes_xyxy": [_floats(box) for box in detections.boxes_xyxy.tolist()],
+        "scores": _floats(detections.scores.tolist()),
+        "labels": labels,
+        "class_names": [categories[label].name for label in labels],
+    }
+    if options.category_id:
+        columns["category_ids"] = [categories[label].id for label in labels]
+    if options.masks and detections.masks is not None:
+        columns["segmentations"] = detections.masks
+    if options.keypoints and detections.keypoints is not None:
+        columns["keypoints"] = [[_floats(point) for point in points] for points in detections.keypoints.tolist()]
+    return columns
+
+
+def _extras(detections: Detections, position: int, options: Options, category: Category | None) -> dict[str, Any]:
+    extras: dict[str, Any] = {}
+    if options.category_id and category is not None:
+        extras["category_id"] = category.id
+    if options.masks and detections.masks is not None:
+        extras["segmentation"] = detections.masks[position]
+    if options.keypoints and detections.keypoints is not None:
+        extras["keypoints"] = [_floats(point) for point in detections.keypoints[position].tolist()]
+    return extras
+
+
+def _floats(values: list[float]) -> list[float]:
+    return [_float(value) for value in values]
+
+
+def _float(value: float) -> float:
+    """Nine significant digits: the fewest that bring every float32 back unchanged."""
+    return float(f"{value:.9g}")
+
+
+_FORMATS = {"list": _list, "coco": _coco, "columns": _columns}

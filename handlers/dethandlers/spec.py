@@ -1,0 +1,180 @@
+"""The spec: the strict description of a model, as it stands in the model store (YAML) and in the archive (JSON).
+
+The dataclasses are plain, so that the worker reads them with this package alone; detserve.spec validates the very same
+classes strictly (pydantic reads `__pydantic_config__`), so that there is one definition.
+
+    model_store/NAME/NAME.yaml ──detserve.spec.load_spec──► Spec ──archive──► spec.json + category_map.json ──► worker
+"""
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from dethandlers.detections import Category
+
+STRICT: dict[str, Any] = {"extra": "forbid", "str_strip_whitespace": True}
+
+Precision = Literal["fp32", "fp16", "bf16"]
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How an image becomes the network's input, for families that do not bring their own transform (yolox).
+
+    Attributes:
+        size: ``[height, width]`` of the input in pixels.
+        channel_order: ``bgr`` or ``rgb``.
+        pad_value: grey level (0..255) right of and below the resized image.
+        scale: factor on the 0..255 pixel values, before mean and std.
+        mean: subtracted per channel, in the channel order of the input, after ``scale``.
+        std: divisor per channel.
+    """
+
+    size: tuple[int, int] = (416, 416)
+    channel_order: Literal["bgr", "rgb"] = "bgr"
+    pad_value: float = 114.0
+    scale: float = 1.0
+    mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    std: tuple[float, float, float] = (1.0, 1.0, 1.0)
+
+    __pydantic_config__ = STRICT
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How the raw output becomes boxes, for families whose network does not decode them itself (yolox).
+
+    Attributes:
+        strides: pixels per grid cell of each level, in the order of the output.
+        nms_iou: boxes of one class that overlap a better one by more than this are dropped.
+    """
+
+    strides: tuple[int, ...] = (8, 16, 32)
+    nms_iou: float = 0.65
+
+    __pydantic_config__ = STRICT
+
+
+@dataclass(frozen=True)
+class Serving:
+    """Defaults of a request, and how the worker runs.
+
+    Attributes:
+        score_threshold: used when a request names none.
+        min_score_threshold: floor under every request's threshold.
+        max_detections: most detections per image when a request names no number.
+        batch_size: most requests in one batch.
+        max_batch_delay_ms: how long TorchServe waits for a batch to fill (it always waits this long when it does not).
+        workers: worker processes per model.
+        response_timeout_s: a batch that takes longer kills the worker.
+        startup_timeout_s: a worker that takes longer to load is given up.
+        device: ``auto`` takes the GPU that TorchServe assigns, or the CPU when it assigns none.
+        precision: of the forward pass; ``fp16`` and ``bf16`` run under autocast.
+        channels_last: memory layout of the network and its input.
+        tf32: allow TensorFloat-32 in matrix products and convolutions on the GPU.
+        deterministic: same bits for the same image whatever shares its batch (one image a forward pass).
+        jpeg_decoder: ``cpu``, ``gpu``, or ``auto``: the GPU in fp16 and bf16 (its pixels differ by rounding).
+        threads: intra-op threads of a worker; 0 leaves the framework's default.
+        max_image_pixels: larger images are refused before they are decoded.
+        min_image_side: smaller images are refused, in pixels.
+        golden_check: what a worker does whose detections on the golden image drifted: ``fail``, ``warn`` or ``off``.
+    """
+
+    score_threshold: float = 0.05
+    min_score_threshold: float = 0.0
+    max_detections: int = 100
+    batch_size: int = 8
+    max_batch_delay_ms: int = 5
+    workers: int = 1
+    response_timeout_s: int = 120
+    startup_timeout_s: int = 300
+    device: Literal["auto", "cpu", "gpu"] = "auto"
+    precision: Precision = "fp32"
+    channels_last: bool = False
+    tf32: bool = False
+    deterministic: bool = False
+    jpeg_decoder: Literal["auto", "cpu", "gpu"] = "auto"
+    threads: int = 0
+    max_image_pixels: int = 64_000_000
+    min_image_side: int = 8
+    golden_check: Literal["fail", "warn", "off"] = "fail"
+
+    __pydantic_config__ = STRICT
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where the weights came from: the file's name and its SHA-256."""
+
+    file: str
+    sha256: str
+
+    __pydantic_config__ = STRICT
+
+
+@dataclass(frozen=True)
+class Spec:
+    """A model: what it is, what it knows, how it is served.
+
+    Attributes:
+        name: the name in the URL.
+        family: a key of ``dethandlers.families.FAMILIES``.
+        categories: the category map; a category's place is its 0-based label.
+        version: TorchServe's model version.
+        runtime: a key of ``dethandlers.runtimes.RUNTIMES``.
+        builder: the family's model builder (torchvision: ``fasterrcnn_resnet50_fpn``, …); empty where there is none.
+        builder_options: keyword arguments of the builder.
+        num_classes: the builder's ``num_classes``; None takes it from the checkpoint.
+        norm_eps: epsilon of frozen batch norms (0.0 when training began from torchvision's COCO_V1); None leaves it.
+        weights: file with the weights, relative to the spec.
+        golden_image: image whose eager detections are packed along and checked when the worker starts.
+        preprocessing: for families without a transform of their own.
+        decoding: for families whose network does not decode boxes itself.
+        serving: request defaults and worker settings.
+        description: one sentence for people.
+        license: licence of the weights.
+        source: set by ``archive``: the checkpoint that was packed.
+    """
+
+    name: str
+    family: str
+    categories: tuple[Category, ...]
+    version: str = "1.0"
+    runtime: Literal["torch", "onnx"] = "torch"
+    builder: str = ""
+    builder_options: dict[str, Any] = field(default_factory=dict)
+    num_classes: int | None = None
+    norm_eps: float | None = None
+    weights: str = ""
+    golden_image: str = ""
+    preprocessing: Preprocessing = field(default_factory=Preprocessing)
+    decoding: Decoding = field(default_factory=Decoding)
+    serving: Serving = field(default_factory=Serving)
+    description: str = ""
+    license: str = ""
+    source: Source | None = None
+
+    __pydantic_config__ = STRICT
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the spec as JSON-ready values, without the category map (a member of its own in the archive)."""
+        value = dataclasses.asdict(self)
+        del value["categories"]
+        return value
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any], categories: tuple[Category, ...]) -> "Spec":
+        """Build the spec from what ``to_json`` wrote."""
+        plain = dict(value)
+        nested: dict[str, Any] = {
+            "preprocessing": Preprocessing(**_tuples(plain.pop("preprocessing"))),
+            "decoding": Decoding(**_tuples(plain.pop("decoding"))),
+            "serving": Serving(**plain.pop("serving")),
+            "source": Source(**plain["source"]) if plain.get("source") else None,
+        }
+        plain.pop("source", None)
+        return cls(categories=categories, **plain, **nested)
+
+
+def _tuples(value: dict[str, Any]) -> dict[str, Any]:
+    return {key: tuple(item) if isinstance(item, list) else item for key, item in value.items()}
