@@ -1,0 +1,283 @@
+"""Building the archive: from a spec and its checkpoint to a `.mar` that a stock TorchServe can serve.
+
+    spec + checkpoint ─► resolve ─► weights as safetensors or ONNX ─┐
+    golden image ─► eager on the source checkpoint ─────────────────┤─► members ─► the worker's own code must reproduce
+    dethandlers, copied whole; entry.py as the handler ─────────────┘              the golden detections ─► NAME.mar
+
+Nothing is written before everything has been checked.
+"""
+
+import importlib.resources
+import json
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import dethandlers
+import torch
+import yaml
+from dethandlers.artefact import (
+    CATEGORY_MAP_FILE,
+    GOLDEN_FILE,
+    SPEC_FILE,
+    Artefact,
+    Golden,
+    category_map_json,
+    digest_file,
+    golden_json,
+    load_artefact,
+)
+from dethandlers.detector import Detector
+from dethandlers.errors import ArtefactError, DetectorError
+from dethandlers.families.torchvision_detection import build_module
+from dethandlers.spec import Serving, Source, Spec
+from safetensors.torch import save
+from torchvision.ops import FrozenBatchNorm2d
+
+from detserve.checkpoint import load_state_dict
+from detserve.eager import EagerModel, eager_from_source
+from detserve.errors import ArchiveError, CheckpointError, SpecError
+from detserve.mar import MANIFEST_FILE, Member, check_archive, manifest_json, unpacked, write_mar
+from detserve.resolve import resolve_spec
+
+CONFIG_FILE = "model-config.yaml"
+HANDLER_FILE = "entry.py"
+
+
+@dataclass(frozen=True)
+class BuiltArchive:
+    """What was built.
+
+    Attributes:
+        path: the `.mar`.
+        spec: as packed.
+        members: of the archive.
+        golden_detections: how many eager found on the golden image.
+        notes: what a person should know.
+    """
+
+    path: Path
+    spec: Spec
+    members: list[Member]
+    golden_detections: int
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What ``verify_archive`` found.
+
+    Attributes:
+        spec: of the archive.
+        members: each with its digest.
+        golden_detections: of the golden image, or None when the archive has none.
+        drift: on the golden image, as a sentence; empty when it is reproduced.
+        notes: what a person should know.
+    """
+
+    spec: Spec
+    members: list[Member]
+    golden_detections: int | None
+    drift: str
+    notes: tuple[str, ...]
+
+
+def build_archive(
+    spec: Spec,
+    *,
+    folder: Path,
+    out: Path,
+    weights: Path | None = None,
+    golden_image: Path | None = None,
+    force: bool = False,
+    on_progress: Callable[[str], None] = lambda _: None,
+) -> BuiltArchive:
+    """Build an archive.
+
+    Args:
+        spec: what to pack.
+        folder: what the spec's paths are relative to.
+        out: the `.mar` to write.
+        weights: checkpoint instead of the spec's.
+        golden_image: image instead of the spec's; without either a generated scene is taken.
+        force: replace an existing archive.
+        on_progress: told what is being done.
+
+    Raises:
+        DetserveError: something does not fit; no file is left.
+    """
+    if out.exists() and not force:
+        raise ArchiveError(f"archive {out}: exists already. Replace it with --force, or choose another with --out.")
+    checkpoint = _checkpoint_path(spec, folder, weights)
+    image = _golden_image(spec, folder, golden_image)
+    on_progress(f"reading {checkpoint}")
+    members, packed, notes = _weights_member(spec, checkpoint)
+    on_progress("eager inference on the golden image")
+    eager = eager_from_source(spec, checkpoint)
+    golden = _golden(eager, image, packed.serving)
+    found = len(golden[1].detections)
+    if not found:
+        notes.append(
+            "eager finds nothing on the golden image, so the golden check sees less; give one with objects by "
+            "--golden-image"
+        )
+    members |= _described_members(packed, golden) | _code_members()
+    members[MANIFEST_FILE] = manifest_json(
+        name=packed.name,
+        version=packed.version,
+        serialized_file=packed.weights,
+        handler=HANDLER_FILE,
+        config_file=CONFIG_FILE,
+    ).encode()
+    on_progress("the worker's code reproduces the golden detections")
+    _rehearse(members)
+    written = write_mar(out, members)
+    return BuiltArchive(out, packed, written, found, tuple(notes))
+
+
+def verify_archive(path: Path) -> Verification:
+    """Check every member's digest, and reproduce the golden detections by the installed worker code.
+
+    Nothing that the archive contains is executed.
+
+    Raises:
+        ArchiveError: a member is at fault, or the artefact cannot be loaded.
+    """
+    with unpacked(path) as folder:
+        members = check_archive(path)
+        try:
+            artefact = load_artefact(folder)
+            drift = _golden_drift(artefact)
+        except DetectorError as error:
+            raise ArchiveError(f"archive {path.name}: {error}") from error
+        notes = []
+        if _code_members() != {
+            name: (folder / name).read_bytes() for name in _code_members() if (folder / name).is_file()
+        }:
+            notes.append(
+                "the archive's worker code is not that of this detserve: the golden detections were reproduced by the "
+                "installed one"
+            )
+        golden = None if artefact.golden is None else len(artefact.golden.detections)
+        return Verification(artefact.spec, members, golden, drift, tuple(notes))
+
+
+def _checkpoint_path(spec: Spec, folder: Path, weights: Path | None) -> Path:
+    if weights is not None:
+        checkpoint = weights
+    elif spec.weights:
+        checkpoint = folder / spec.weights
+    else:
+        raise SpecError(f"spec {spec.name}: names no weights. Give them with --weights FILE.")
+    if not checkpoint.is_file():
+        raise CheckpointError(f"weights: got {checkpoint}, which is no file. Give the checkpoint with --weights FILE.")
+    return checkpoint
+
+
+def _weights_member(spec: Spec, checkpoint: Path) -> tuple[dict[str, bytes], Spec, list[str]]:
+    """Return the weights as the archive keeps them, the spec as packed, and notes."""
+    notes: list[str] = []
+    source = Source(checkpoint.name, digest_file(checkpoint))
+    if spec.runtime == "onnx":
+        content = checkpoint.read_bytes()
+        packed = replace(resolve_spec(spec, None), weights="model.onnx", golden_image="", source=source)
+        return {"model.onnx": content}, packed, notes
+    state = load_state_dict(checkpoint)
+    resolved = resolve_spec(spec, state)
+    try:
+        module = build_module(resolved, state)
+    except ArtefactError as error:
+        raise CheckpointError(str(error)) from error
+    frozen = [norm for norm in module.modules() if isinstance(norm, FrozenBatchNorm2d)]
+    if frozen and spec.norm_eps is None:
+        resolved = replace(resolved, norm_eps=float(frozen[0].eps))
+        notes.append(
+            f"{len(frozen)} frozen batch norms in the checkpoint, no norm_eps in the spec: {frozen[0].eps:g} is taken. "
+            "Set norm_eps: 0.0 (--norm-eps 0) when training began from torchvision's COCO_V1 weights"
+        )
+    # As stored, so that half-precision storage stays half the size; the module widens it on loading.
+    kept = {name: state[name].contiguous() for name in module.state_dict()}
+    packed = replace(resolved, weights="weights.safetensors", golden_image="", source=source)
+    return {"weights.safetensors": save(kept)}, packed, notes
+
+
+def _golden_image(spec: Spec, folder: Path, given: Path | None) -> tuple[str, bytes]:
+    path = given or (folder / spec.golden_image if spec.golden_image else None)
+    if path is None:
+        resource = importlib.resources.files("detserve") / "golden.jpg"
+        return "golden.jpg", resource.read_bytes()
+    try:
+        return f"golden{path.suffix.lower()}", path.read_bytes()
+    except OSError as error:
+        raise SpecError(f"golden_image: cannot read {path} ({error}). Give an image with --golden-image.") from error
+
+
+def _golden(eager: EagerModel, image: tuple[str, bytes], serving: Serving) -> tuple[str, Golden]:
+    threshold = max(serving.score_threshold, serving.min_score_threshold)
+    found = eager.detect(image[1], threshold, serving.max_detections)
+    return image[0], Golden(image[1], threshold, serving.max_detections, found)
+
+
+def _described_members(spec: Spec, golden: tuple[str, Golden]) -> dict[str, bytes]:
+    name, content = golden
+    serving = spec.serving
+    config: dict[str, int | str] = {
+        "minWorkers": serving.workers,
+        "maxWorkers": serving.workers,
+        "batchSize": serving.batch_size,
+        "maxBatchDelay": serving.max_batch_delay_ms,
+        "responseTimeout": serving.response_timeout_s,
+        "startupTimeout": serving.startup_timeout_s,
+    }
+    if serving.device != "auto":
+        config["deviceType"] = serving.device
+    return {
+        SPEC_FILE: _json(spec.to_json()),
+        CATEGORY_MAP_FILE: _json(category_map_json(spec.categories)),
+        GOLDEN_FILE: _json(golden_json(content, name)),
+        f"golden/{name}": content.image,
+        CONFIG_FILE: yaml.safe_dump(config, sort_keys=False).encode(),
+    }
+
+
+def _code_members() -> dict[str, bytes]:
+    """The worker's code: the package whole, and its entry once more at the root, where TorchServe wants the handler."""
+    root = Path(dethandlers.__file__).parent
+    members = {
+        f"dethandlers/{path.relative_to(root).as_posix()}": path.read_bytes() for path in sorted(root.rglob("*.py"))
+    }
+    members[HANDLER_FILE] = members["dethandlers/entry.py"]
+    return members
+
+
+def _rehearse(members: Mapping[str, bytes]) -> None:
+    """Load the members as the worker will, and compare with eager; a difference stops the build."""
+    with tempfile.TemporaryDirectory(prefix="detserve-") as folder:
+        for name, content in members.items():
+            target = Path(folder, name)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(content)
+        try:
+            drift = _golden_drift(load_artefact(Path(folder), check_digests=False))
+        except DetectorError as error:
+            raise ArchiveError(f"the archive would not load: {error}") from error
+    if drift:
+        raise ArchiveError(
+            f"not built: {drift}. What would be served differs from eager; check preprocessing, decoding and the "
+            "category map in the spec."
+        )
+
+
+def _golden_drift(artefact: Artefact) -> str:
+    """Check the golden image on this machine's CPU in fp32, whatever device and precision the spec serves with."""
+    serving = replace(artefact.spec.serving, device="cpu", precision="fp32", jpeg_decoder="cpu")
+    detector = Detector(replace(artefact, spec=replace(artefact.spec, serving=serving)), torch.device("cpu"))
+    try:
+        return detector.check_golden()
+    finally:
+        detector.close()
+
+
+def _json(value: object) -> bytes:
+    return (json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode()

@@ -1,0 +1,102 @@
+"""Reading weights without running anything that they contain.
+
+safetensors hold no code. A `.pth` is a pickle: it is read by torch's restricted unpickler, which builds tensors and
+plain containers, plus the few harmless types that training scripts leave beside the weights. What needs more is refused.
+"""
+
+import argparse
+import pathlib
+import pickle
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from detserve.errors import CheckpointError
+
+# torchvision's reference training saves its arguments, and metrics are often NumPy scalars: data, no code.
+_HARMLESS: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
+    argparse.Namespace,
+    pathlib.PosixPath,
+    np.dtype,
+    np._core.multiarray.scalar,  # type: ignore[attr-defined]
+    type(np.dtype(np.float64)),
+    type(np.dtype(np.float32)),
+    type(np.dtype(np.int64)),
+]
+# Where training scripts keep the weights, the averaged ones first: those are what is evaluated.
+_STATE_KEYS = ("model_ema", "ema", "state_dict", "model_state_dict", "model", "module")
+_PREFIXES = ("module.", "_orig_mod.")
+
+
+def load_state_dict(path: Path) -> dict[str, torch.Tensor]:
+    """Read a checkpoint's weights onto the CPU.
+
+    Args:
+        path: ``.safetensors``, or a ``.pth`` holding a state dict, alone or under one of the usual keys.
+
+    Raises:
+        CheckpointError: no such file, damaged, no weights in it, or a pickle that needs more than data.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"weights: got {path}, which is no file. Give the checkpoint's path with --weights.")
+    if path.suffix == ".safetensors":
+        try:
+            return load_file(path)
+        except (SafetensorError, OSError, ValueError) as error:
+            raise CheckpointError(f"weights {path.name}: not safetensors, or damaged ({error}).") from error
+    return _strip_prefixes(_find_state(_unpickle(path), path))
+
+
+def _unpickle(path: Path) -> Any:
+    try:
+        with torch.serialization.safe_globals(_HARMLESS):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        found = re.search(r"(?:GLOBAL|global|Trying to load unsupported) ([\w.]+)", str(error))
+        culprit = found.group(1) if found else str(error).splitlines()[0][:200]
+        raise CheckpointError(
+            f"weights {path.name}: refused, nothing was executed: unpickling it would call {culprit}, expected "
+            "tensors and plain containers only. Save the weights alone, with torch.save(model.state_dict(), …) or "
+            "safetensors, where the file was made."
+        ) from error
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        raise CheckpointError(
+            f"weights {path.name}: damaged, or no checkpoint of torch ({type(error).__name__}: {str(error)[:200]})."
+        ) from error
+
+
+def _find_state(value: Any, path: Path) -> dict[str, torch.Tensor]:
+    if _is_state(value):
+        return dict(value)
+    if isinstance(value, dict):
+        for key in _STATE_KEYS:
+            if _is_state(value.get(key)):
+                return dict(value[key])
+        raise CheckpointError(
+            f"weights {path.name}: got the keys {', '.join(map(str, list(value)[:8]))}, expected a state dict, alone "
+            f"or under one of {', '.join(_STATE_KEYS)}."
+        )
+    raise CheckpointError(f"weights {path.name}: got {type(value).__name__}, expected a state dict.")
+
+
+def _is_state(value: Any) -> bool:
+    return (
+        isinstance(value, dict)
+        and bool(value)
+        and all(isinstance(key, str) and isinstance(tensor, torch.Tensor) for key, tensor in value.items())
+    )
+
+
+def _strip_prefixes(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Drop what DataParallel, torch.compile and averaging wrap around the names."""
+    state.pop("n_averaged", None)
+    for prefix in _PREFIXES:
+        if state and all(name.startswith(prefix) for name in state):
+            state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
+    return state

@@ -1,0 +1,221 @@
+"""The `.mar` file: written so that the same members give the same bytes, and read without trusting it.
+
+members ─► MAR-INF/MANIFEST.json (torch-model-archiver's own classes) ─► SHA256SUMS over all ─► zip, sorted, no times
+"""
+
+import hashlib
+import json
+import os
+import stat
+import tempfile
+import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from dethandlers.artefact import DIGESTS_FILE, SPEC_FILE
+
+from detserve.errors import ArchiveError
+
+MANIFEST_FILE = "MAR-INF/MANIFEST.json"
+# A manifest must carry a date; a fixed one keeps the bytes equal (the earliest that a zip can hold).
+_CREATED_ON = "01/01/1980 00:00:00"
+_ZIP_TIME = (1980, 1, 1, 0, 0, 0)
+_PICKLES = (".pth", ".pt", ".pkl", ".pickle", ".bin", ".ckpt", ".joblib", ".npy", ".npz")
+_CHUNK = 1 << 20
+
+
+@dataclass(frozen=True)
+class Member:
+    """One file of an archive: its name, its size in bytes and its SHA-256."""
+
+    name: str
+    size: int
+    sha256: str
+
+
+def manifest_json(*, name: str, version: str, serialized_file: str, handler: str, config_file: str) -> str:
+    """Write the manifest by torch-model-archiver's own classes, with a fixed date."""
+    from model_archiver.manifest_components.manifest import Manifest
+    from model_archiver.manifest_components.model import Model
+
+    model = Model(
+        model_name=name,
+        serialized_file=serialized_file,
+        handler=handler,
+        model_version=version,
+        config_file=config_file,
+    )
+    manifest = Manifest(runtime="python", model=model)
+    manifest.creation_time = _CREATED_ON
+    manifest.manifest_dict["createdOn"] = _CREATED_ON
+    return str(manifest)
+
+
+def write_mar(path: Path, members: Mapping[str, bytes]) -> list[Member]:
+    """Write an archive; its file appears whole or not at all.
+
+    Args:
+        path: the `.mar`; replaced when it exists.
+        members: name to content, the manifest included; ``SHA256SUMS`` over them is added.
+
+    Returns:
+        The members, ``SHA256SUMS`` included.
+
+    Raises:
+        ArchiveError: it cannot be written there.
+    """
+    digests = {name: hashlib.sha256(content).hexdigest() for name, content in sorted(members.items())}
+    sums = "".join(f"{digest}  {name}\n" for name, digest in digests.items()).encode()
+    contents = {**members, DIGESTS_FILE: sums}
+    handle = -1
+    temporary = ""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        with os.fdopen(handle, "wb") as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+            for name in sorted(contents):
+                entry = zipfile.ZipInfo(name, _ZIP_TIME)
+                entry.external_attr = (stat.S_IFREG | 0o644) << 16
+                entry.create_system = 3
+                archive.writestr(entry, contents[name])
+        Path(temporary).chmod(0o644)
+        Path(temporary).replace(path)
+    except BaseException as error:
+        if temporary:
+            Path(temporary).unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise ArchiveError(
+                f"archive {path}: cannot be written ({error}). Choose another folder with --out."
+            ) from error
+        raise
+    return [
+        Member(name, len(content), digests.get(name) or hashlib.sha256(content).hexdigest())
+        for name, content in sorted(contents.items())
+    ]
+
+
+def check_archive(path: Path) -> list[Member]:
+    """Check an archive's members: safe names, whole, each with the digest that ``SHA256SUMS`` states, no pickle.
+
+    An archive that is not of detserve (neither spec nor digests in it) is only checked for safe names and wholeness.
+
+    Raises:
+        ArchiveError: names the member that is at fault.
+    """
+    with _opened(path) as archive:
+        return _check_members(archive, path)
+
+
+def read_json_member(path: Path, name: str) -> Any:
+    """Read one JSON member.
+
+    Raises:
+        ArchiveError: it is missing or no JSON.
+    """
+    with _opened(path) as archive:
+        try:
+            return json.loads(archive.read(name))
+        except (KeyError, ValueError, zipfile.BadZipFile) as error:
+            raise ArchiveError(
+                f"archive {path.name}: {name} is missing or damaged ({error}). Build it again."
+            ) from error
+
+
+@contextmanager
+def unpacked(path: Path) -> Iterator[Path]:
+    """Check an archive and unpack it into a temporary folder, which goes when the block ends.
+
+    Raises:
+        ArchiveError: as ``check_archive``.
+    """
+    with tempfile.TemporaryDirectory(prefix="detserve-") as folder, _opened(path) as archive:
+        for member in _check_members(archive, path):
+            target = Path(folder, member.name)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with archive.open(member.name) as source, target.open("wb") as file:
+                while chunk := source.read(_CHUNK):
+                    file.write(chunk)
+        yield Path(folder)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[zipfile.ZipFile]:
+    try:
+        archive = zipfile.ZipFile(path)
+    except FileNotFoundError as error:
+        raise ArchiveError(f"archive {path}: there is none. Build it with `detserve archive SPEC.yaml`.") from error
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
+        raise ArchiveError(
+            f"archive {path.name}: not a zip file, or its directory is damaged ({error}). Copy or build it again."
+        ) from error
+    with archive:
+        yield archive
+
+
+def _check_members(archive: zipfile.ZipFile, path: Path) -> list[Member]:
+    entries = [entry for entry in archive.infolist() if not entry.is_dir()]
+    names = [entry.filename for entry in entries]
+    for entry in entries:
+        _check_name(entry, names, path)
+    members = [Member(entry.filename, entry.file_size, _digest(archive, entry, path)) for entry in entries]
+    if MANIFEST_FILE not in names:
+        raise ArchiveError(f"archive {path.name}: {MANIFEST_FILE} is missing. This is no archive for TorchServe.")
+    if DIGESTS_FILE in names or SPEC_FILE in names:
+        _check_digests(archive, members, path)
+        pickled = [name for name in names if name.endswith(_PICKLES)]
+        if pickled:
+            raise ArchiveError(
+                f"archive {path.name}: got {pickled[0]}, which may hold a pickle, expected weights as safetensors or "
+                "ONNX. Build it again with `detserve archive`."
+            )
+    return members
+
+
+def _check_name(entry: zipfile.ZipInfo, names: list[str], path: Path) -> None:
+    name = entry.filename
+    parts = PurePosixPath(name).parts
+    if name.startswith("/") or "\\" in name or ".." in parts or (parts and ":" in parts[0]):
+        raise ArchiveError(f"archive {path.name}: member {name!r} leads out of the archive. Do not use this file.")
+    if stat.S_ISLNK(entry.external_attr >> 16):
+        raise ArchiveError(f"archive {path.name}: member {name!r} is a symbolic link. Do not use this file.")
+    if names.count(name) > 1:
+        raise ArchiveError(f"archive {path.name}: member {name!r} stands in it twice. Do not use this file.")
+
+
+def _digest(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, path: Path) -> str:
+    digest = hashlib.sha256()
+    try:
+        with archive.open(entry) as file:
+            while chunk := file.read(_CHUNK):
+                digest.update(chunk)
+    except (zipfile.BadZipFile, OSError, EOFError, ValueError, NotImplementedError, RuntimeError) as error:
+        raise ArchiveError(
+            f"archive {path.name}: member {entry.filename} is damaged ({error}). Copy or build the archive again."
+        ) from error
+    return digest.hexdigest()
+
+
+def _check_digests(archive: zipfile.ZipFile, members: list[Member], path: Path) -> None:
+    if DIGESTS_FILE not in archive.namelist():
+        raise ArchiveError(f"archive {path.name}: {DIGESTS_FILE} is missing. It was changed after it was built.")
+    listed: dict[str, str] = {}
+    for line in archive.read(DIGESTS_FILE).decode("utf-8", "replace").splitlines():
+        digest, _, name = line.partition("  ")
+        listed[name] = digest
+    for member in members:
+        if member.name == DIGESTS_FILE:
+            continue
+        if member.name not in listed:
+            raise ArchiveError(
+                f"archive {path.name}: member {member.name} is not in {DIGESTS_FILE}: it was added later."
+            )
+        if listed.pop(member.name) != member.sha256:
+            raise ArchiveError(
+                f"archive {path.name}: member {member.name} has SHA-256 {member.sha256[:16]}…, which is not what "
+                f"{DIGESTS_FILE} states. The archive was changed after it was built: copy or build it again."
+            )
+    if listed:
+        raise ArchiveError(f"archive {path.name}: member {next(iter(listed))} is in {DIGESTS_FILE}, but missing.")

@@ -1,0 +1,95 @@
+"""What the server needs to know of an archive before it starts: name, version and worker settings."""
+
+import json
+import re
+import zipfile
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from detserve.errors import ServerError
+
+_WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_KEYS = {
+    "minWorkers": "min_workers",
+    "maxWorkers": "max_workers",
+    "batchSize": "batch_size",
+    "maxBatchDelay": "max_batch_delay_ms",
+    "responseTimeout": "response_timeout_s",
+    "startupTimeout": "startup_timeout_s",
+}
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    """How one model is served; TorchServe's words in `to_torchserve`."""
+
+    min_workers: int = 1
+    max_workers: int = 1
+    batch_size: int = 1
+    max_batch_delay_ms: int = 1
+    response_timeout_s: int = 120
+    startup_timeout_s: int = 120
+
+    def to_torchserve(self) -> dict[str, int]:
+        """Return the entry of TorchServe's configuration. A delay of 0 would mean 100 ms there, so it is 1 at least."""
+        entry: dict[str, int] = {key: getattr(self, field) for key, field in _KEYS.items()}
+        return {**entry, "maxBatchDelay": max(1, self.max_batch_delay_ms)}
+
+
+@dataclass(frozen=True)
+class ArchiveFacts:
+    """An archive to be served."""
+
+    path: Path
+    name: str
+    version: str
+    settings: ModelSettings
+
+
+def read_archive(path: Path, defaults: ModelSettings) -> ArchiveFacts:
+    """Read an archive's name, version and worker settings; what it does not set is taken from ``defaults``."""
+    if not path.is_file():
+        raise ServerError(f"There is no archive {path}. Build it with `detserve archive SPEC.yaml`.")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            manifest = json.loads(archive.read("MAR-INF/MANIFEST.json"))
+            model = manifest["model"]
+            name, version = str(model["modelName"]), str(model["modelVersion"])
+            config = model.get("configFile")
+            worker = yaml.safe_load(archive.read(Path(config).name)) if config else {}
+    except zipfile.BadZipFile as error:
+        raise ServerError(
+            f"{path} is no archive: it is not a zip file ({error}). Build it again with `detserve archive SPEC.yaml`."
+        ) from error
+    except (KeyError, TypeError, ValueError, OSError, yaml.YAMLError) as error:
+        raise ServerError(
+            f"{path} is no archive that can be served: {error}. Expected MAR-INF/MANIFEST.json with a model name and "
+            "version, and the YAML file that it names. Build it again with `detserve archive SPEC.yaml`."
+        ) from error
+    for what, word in (("name", name), ("version", version)):
+        if not _WORD.fullmatch(word):
+            raise ServerError(
+                f"{path} has the model {what} {word!r}; expected letters, digits, '.', '_' and '-'. "
+                "Change it in the spec and build the archive again."
+            )
+    return ArchiveFacts(path, name, version, _settings(path, worker or {}, defaults))
+
+
+def _settings(path: Path, worker: Any, defaults: ModelSettings) -> ModelSettings:
+    if not isinstance(worker, dict):
+        raise ServerError(f"The worker settings of {path} are {type(worker).__name__}, expected key: value lines.")
+    values: dict[str, int] = {}
+    for key, field in _KEYS.items():
+        value = worker.get(key)
+        if value is None:
+            continue
+        if not isinstance(value, int) or isinstance(value, bool) or value < (0 if key == "maxBatchDelay" else 1):
+            raise ServerError(f"{path} sets {key} to {value!r}; expected a whole number of 1 or more.")
+        values[field] = value
+    settings = replace(defaults, **values)
+    if settings.max_workers < settings.min_workers:
+        settings = replace(settings, max_workers=settings.min_workers)
+    return settings

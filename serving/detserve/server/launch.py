@@ -1,0 +1,283 @@
+"""Starting a server, and waiting until it really answers.
+
+archives ─► read, check ─► ports free? ─► config.properties, log4j2.xml, model_store/ ─► java
+                                                                                          │
+ready  ◄── a worker of every model has answered ◄── every worker READY ◄── management API ┘
+   any worker dies, Java ends, time is over, Ctrl-C, SIGTERM ─► everything ended, its own error raised
+"""
+
+import contextlib
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import psutil
+
+from detserve.errors import ServerError
+from detserve.instance import Instance, InstanceState, ServedModel
+from detserve.mar import check_archive
+from detserve.server.archives import ArchiveFacts, ModelSettings, read_archive
+from detserve.server.failures import PortTakenError, frontend_died, not_registered, too_slow, worker_died
+from detserve.server.interrupts import Interrupts
+from detserve.server.java import find_java
+from detserve.server.management import Management, NotAnsweringError, NotServedError
+from detserve.server.processes import require_free, spawn
+from detserve.server.settings import (
+    ServerSettings,
+    config_properties,
+    free_ports,
+    log4j_config,
+    server_environment,
+)
+from detserve.server.status import ServerStatus, status
+from detserve.server.stop import end_strays, kill_server, stop
+from detserve.server.worker_log import LogFollower, StartupWatch
+
+_POLL_S = 0.05
+_ANSWER_S = 5.0
+_PORT_TRIES = 3
+
+
+def start(
+    archives: Sequence[Path],
+    settings: ServerSettings | None = None,
+    *,
+    instance: Instance | None = None,
+    timeout_s: float = 180.0,
+    foreground: bool = False,
+    on_progress: Callable[[str], None] = lambda _: None,
+    on_ready: Callable[[ServerStatus], None] = lambda _: None,
+    on_log: Callable[[str], None] = lambda _: None,
+) -> ServerStatus:
+    """Start a server and return when every worker of every model has answered.
+
+    Args:
+        foreground: call ``on_ready``, then stay until Ctrl-C or SIGTERM, stop the server and return.
+        on_log: gets each request and each warning while in the foreground.
+
+    Raises:
+        ServerError: it could not be started; nothing is left running, the logs stay.
+    """
+    instance = instance or Instance.named()
+    settings = settings or ServerSettings()
+    models = _models(archives, settings)
+    with Interrupts() as interrupts:
+        with instance.lock():
+            _require_stopped(instance)
+            for attempt in range(1, _PORT_TRIES + 1):
+                try:
+                    process, state = _launch(instance, settings, models)
+                    with _ended_unless_ready(instance, process):
+                        _wait_ready(instance, state, process, time.monotonic() + timeout_s, interrupts, on_progress)
+                        instance.write(replace(state, ready=True))
+                        started = status(instance)
+                    break
+                except PortTakenError:
+                    if settings.ports is not None or attempt == _PORT_TRIES:
+                        raise
+        on_ready(started)
+        if foreground:
+            _stay(instance, process, interrupts, on_log)
+    # Left to itself from here on: it is not ours to wait for.
+    process.returncode = 0
+    return started
+
+
+def _models(
+    archives: Sequence[Path], settings: ServerSettings
+) -> list[tuple[ServedModel, ArchiveFacts, ModelSettings]]:
+    """Read the archives; of several versions of a model the last one named is its default."""
+    if not archives:
+        raise ServerError("Got no archive to serve; name at least one: `detserve serve start --models NAME`.")
+    facts = [read_archive(Path(path).resolve(), settings.model_defaults()) for path in archives]
+    seen: dict[tuple[str, str], ArchiveFacts] = {}
+    for one in facts:
+        if other := seen.get((one.name, one.version)):
+            raise ServerError(
+                f"{one.path} and {other.path} are both model {one.name!r} version {one.version}; "
+                "serve one of them, or give one another version in its spec and build it again."
+            )
+        seen[one.name, one.version] = one
+        _check(one.path)
+    default = {one.name: one.version for one in facts}
+    models = []
+    for one in facts:
+        worker = settings.applied(one.settings)
+        is_default = default[one.name] == one.version
+        models.append((ServedModel(one.name, one.version, str(one.path), is_default, worker.min_workers), one, worker))
+    return models
+
+
+def _check(archive: Path) -> None:
+    """Verify the members of one of our archives against their SHA-256; others are served as they are."""
+    check_archive(archive)
+
+
+def _require_stopped(instance: Instance) -> None:
+    """Refuse a second start; remove what a crashed server left."""
+    if (state := instance.running()) is not None:
+        served = ", ".join(f"{model.name} {model.version}" for model in state.models)
+        raise ServerError(
+            f"Instance {instance.name!r} already runs (pid {state.pid}, {state.inference_url}, serving {served}). "
+            "Stop it with `detserve serve stop`, or start another with --instance NAME --port free."
+        )
+    end_strays(instance)
+
+
+def _launch(
+    instance: Instance,
+    settings: ServerSettings,
+    models: list[tuple[ServedModel, ArchiveFacts, ModelSettings]],
+) -> tuple[subprocess.Popen[bytes], InstanceState]:
+    java = find_java()
+    _require_gpu(settings)
+    ports = settings.ports or free_ports()
+    require_free(settings.host, ports)
+    temp_folder = instance.prepare()
+    try:
+        files = []
+        for model, facts, worker in models:
+            name = f"{facts.name}-{facts.version}.mar"
+            (instance.model_store / name).symlink_to(facts.path)
+            files.append((model, name, worker))
+        _write_private(instance.folder / "config.properties", config_properties(settings, ports, instance, files))
+        _write_private(instance.folder / "log4j2.xml", log4j_config(instance.log_folder))
+        process = spawn(instance, java, server_environment(settings, instance, temp_folder))
+    except BaseException:
+        instance.clean()
+        with contextlib.suppress(OSError):
+            temp_folder.rmdir()
+        raise
+    try:
+        created = psutil.Process(process.pid).create_time()
+    except psutil.NoSuchProcess:
+        created = time.time()
+    state = InstanceState(
+        pid=process.pid,
+        created=created,
+        started_at=time.time(),
+        host=settings.host,
+        ports=ports,
+        models=tuple(model for model, _, _ in models),
+        token_auth=settings.token_auth,
+        max_request_bytes=settings.max_request_bytes,
+        temp_folder=str(temp_folder),
+        java=f"{java.version} ({java.source}: {java.path})",
+    )
+    with _ended_unless_ready(instance, process):
+        instance.write(state)
+    return process, state
+
+
+def _write_private(path: Path, text: str) -> None:
+    path.touch(mode=0o600)
+    path.write_text(text, encoding="utf-8")
+
+
+def _require_gpu(settings: ServerSettings) -> None:
+    if settings.device != "gpu":
+        return
+    try:
+        answer = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=30, check=False)  # noqa: S607
+        found = answer.returncode == 0 and "GPU" in answer.stdout
+    except (OSError, subprocess.TimeoutExpired):
+        found = False
+    if not found:
+        raise ServerError(
+            "Got device gpu, but nvidia-smi finds no GPU (TorchServe asks it too). "
+            "Install the NVIDIA driver's tools, or use --device cpu or auto."
+        )
+
+
+@contextlib.contextmanager
+def _ended_unless_ready(instance: Instance, process: subprocess.Popen[bytes]) -> Iterator[None]:
+    """End everything when the start fails or is interrupted."""
+    try:
+        yield
+    except BaseException:
+        kill_server(process.pid)
+        process.poll()
+        end_strays(instance)
+        instance.clean()
+        raise
+
+
+def _wait_ready(
+    instance: Instance,
+    state: InstanceState,
+    process: subprocess.Popen[bytes],
+    deadline: float,
+    interrupts: Interrupts,
+    on_progress: Callable[[str], None],
+) -> None:
+    """Return as soon as every worker is READY and one of each model has answered."""
+    watch = StartupWatch(instance.log_folder)
+    waiting = list(state.models)
+    told = ""
+    with Management(instance, state) as management:
+        while waiting:
+            phase = "starting TorchServe"
+            if instance.key_path.exists() or not state.token_auth:
+                phase = f"loading {', '.join(f'{model.name} {model.version}' for model in waiting)}"
+                with contextlib.suppress(NotAnsweringError):
+                    waiting = [model for model in waiting if not _answers(management, model, watch)]
+            if phase != told and waiting:
+                on_progress(phase)
+                told = phase
+            interrupts.check()
+            if (failure := watch.failure()) is not None:
+                raise worker_died(instance, state, failure)
+            if watch.registration_error is not None:
+                raise not_registered(instance, watch.registration_error)
+            if process.poll() is not None:
+                raise frontend_died(instance, process.returncode)
+            if waiting and time.monotonic() > deadline:
+                raise too_slow(instance, waiting)
+            if waiting:
+                time.sleep(_POLL_S)
+
+
+def _answers(management: Management, model: ServedModel, watch: StartupWatch) -> bool:
+    """Return whether all workers of the model are READY and one has answered a question."""
+    try:
+        workers = management.describe(model.name, model.version)["workers"]
+    except NotServedError as error:
+        watch.registration_error = str(error)
+        return False
+    if len(workers) < model.min_workers or any(worker["status"] != "READY" for worker in workers):
+        return False
+    try:
+        management.describe(model.name, model.version, from_worker=True, timeout_s=_ANSWER_S)
+    except NotAnsweringError:
+        return False
+    except ServerError as error:
+        # A foreign handler that cannot describe itself fails in its own code: then a worker has answered.
+        return "Prediction failed" in str(error) or "Invalid model predict output" in str(error)
+    return True
+
+
+def _stay(
+    instance: Instance,
+    process: subprocess.Popen[bytes],
+    interrupts: Interrupts,
+    on_log: Callable[[str], None],
+) -> None:
+    """Stay until Ctrl-C or SIGTERM, or until the server ends by itself or by `serve stop`."""
+    followers = [LogFollower(instance.log_folder / name, from_end=True) for name in ("access_log.log", "console.log")]
+    while process.poll() is None and interrupts.received is None:
+        for line in (line for follower in followers for line in follower.lines()):
+            on_log(line)
+        time.sleep(0.1)
+    if interrupts.received is not None:
+        stop(instance)
+    elif process.returncode not in {0, 128 + signal.SIGTERM, -signal.SIGTERM}:
+        with instance.lock():
+            end_strays(instance)
+            instance.clean()
+        raise ServerError(
+            f"The server ended by itself (exit code {process.returncode}). "
+            f"Look into {instance.log_folder / 'ts_log.log'} and {instance.log_folder / 'console.log'}."
+        )

@@ -1,0 +1,76 @@
+"""The `detserve` command: the table of commands, and the one place where errors become messages and exit codes.
+
+0 success · 1 a check failed · 2 usage or input error · 130 interrupted
+"""
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+from dethandlers import __version__
+from dethandlers.errors import DetectorError
+from detserve.errors import DetserveError
+
+COMMANDS: dict[str, str] = {
+    "archive": "dettools.commands.archive",
+    "inspect": "dettools.commands.inspect",
+    "verify": "dettools.commands.verify",
+    "serve": "dettools.commands.serve",
+    "predict": "dettools.commands.predict",
+    "compare": "dettools.commands.compare",
+    "doctor": "dettools.commands.doctor",
+    "scenes": "dettools.commands.scenes",
+}
+
+_EPILOG = """\
+from a checkpoint to a service that is proven to equal it:
+  detserve archive model_store/shapes/shapes.yaml     pack
+  detserve verify model_store/shapes.mar              check what was packed
+  detserve serve start --models shapes                serve
+  detserve predict shapes scene.jpg --save-dir out    call
+  detserve compare shapes scene.jpg --work-dir out    prove: served equals eager
+  detserve serve stop
+
+exit codes: 0 success, 1 a check failed, 2 usage or input error
+"""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of all commands."""
+    parser = argparse.ArgumentParser(
+        prog="detserve",
+        description="Packs an object detector, serves it with TorchServe, and proves that what is served is what was "
+        "trained.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"detserve {__version__}")
+    subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", dest="command", required=True)
+    for module in COMMANDS.values():
+        importlib.import_module(module).add_parser(subparsers)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; return its exit code."""
+    args = build_parser().parse_args(argv)
+    try:
+        code: int = args.run(args)
+        sys.stdout.flush()
+    except (DetserveError, DetectorError) as error:
+        print(f"detserve {args.command}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"detserve {args.command}: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # The reader of our output went away (`| head`); nothing is left to say, not even at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())
