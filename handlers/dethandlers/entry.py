@@ -32,7 +32,7 @@ class DetectionHandler:
         from dethandlers.detector import Request
         from dethandlers.errors import RequestError
         from dethandlers.options import parse_options
-        from dethandlers.payload import split_row
+        from dethandlers.payload import OPTIONS_HEADER, split_row
         from dethandlers.responses import to_json_text
 
         if context.get_request_header(0, "describe") == "True":
@@ -40,9 +40,10 @@ class DetectionHandler:
         detector = self._detector
         spec = detector.spec
         slots: list[RequestError | Request] = []
-        for row in data:
+        for index, row in enumerate(data):
+            headers = {name.lower(): value for name, value in context.get_all_request_header(index).items()}
             try:
-                image, values = split_row(row)
+                image, values = split_row(row, headers.get(OPTIONS_HEADER.lower(), ""))
                 options = parse_options(values, spec.serving, spec.categories, detector.family.capabilities)
                 slots.append(Request(image, options))
             except RequestError as error:
@@ -54,7 +55,7 @@ class DetectionHandler:
             context.set_response_content_type(index, "application/json")
             if isinstance(slot, RequestError) or isinstance(result, RequestError):
                 context.set_response_status(code=result.code, phrase=result.type, idx=index)
-                texts.append(json.dumps(result.to_json()))
+                texts.append(json.dumps(result.to_json(), ensure_ascii=False))
             else:
                 texts.append(to_json_text(result, slot.options, spec.categories))
         return texts

@@ -1,24 +1,32 @@
 """What TorchServe hands over for one request, taken apart: the image's bytes, and the options beside it.
 
 body = image bytes (curl -T) · form fields (curl -F data=@…) · JSON {"data": base64, option: value, …}
-options: query parameters, form fields, JSON keys or gRPC input entries
+options: query parameters, form fields, JSON keys, gRPC input entries, or one header in the form of a query
+
+TorchServe 0.12 drops the query of /predictions/NAME before the worker could see it; /NAME/predict and
+/NAME/VERSION/predict pass theirs on, and the header works everywhere.
 """
 
 import base64
 import binascii
+import urllib.parse
 from collections.abc import Mapping
 from typing import Any
 
 from dethandlers.errors import ImageError, OptionError
 
 IMAGE_FIELDS = ("data", "body", "image")
+OPTIONS_HEADER = "X-Detserve-Options"
+# What TorchServe's own routes add to a request's fields.
+_ROUTING_FIELDS = frozenset({"model_name", "model_version"})
 
 
-def split_row(row: Mapping[str, Any]) -> tuple[bytes, dict[str, Any]]:
+def split_row(row: Mapping[str, Any], header: str = "") -> tuple[bytes, dict[str, Any]]:
     """Split one request into the encoded image and its options, both still unchecked.
 
     Args:
         row: parameter name to value, as TorchServe's worker makes it.
+        header: the options header, ``score_threshold=0.3&masks=rle``.
 
     Raises:
         ImageError: no image in it, several, or base64 that is none.
@@ -26,12 +34,18 @@ def split_row(row: Mapping[str, Any]) -> tuple[bytes, dict[str, Any]]:
     """
     fields: dict[str, Any] = {}
     for name, value in row.items():
+        if name in _ROUTING_FIELDS:
+            continue
         if name == "body" and isinstance(value, dict | list):
             _merge_json(fields, value)
         elif name in fields:
             raise _twice(name)
         else:
             fields[name] = value
+    for name, value in urllib.parse.parse_qsl(header, keep_blank_values=True):
+        if name in fields or name in IMAGE_FIELDS:
+            raise _twice(name)
+        fields[name] = value
     present = [name for name in IMAGE_FIELDS if name in fields]
     if not present:
         raise ImageError(
@@ -55,7 +69,7 @@ def _merge_json(fields: dict[str, Any], value: Any) -> None:
 
 
 def _twice(name: str) -> OptionError:
-    return OptionError(f"{name}: got it twice, as a query parameter and in the body. Send it once.")
+    return OptionError(f"{name}: got it twice (query, header, form or JSON). Send it once.")
 
 
 def _image_bytes(value: Any) -> bytes:

@@ -21,7 +21,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
 
@@ -91,7 +91,6 @@ class InstanceState:
     temp_folder: str
     ready: bool = False
     java: str = ""
-    extra: dict[str, Any] = field(default_factory=dict)
 
     @property
     def inference_url(self) -> str:

@@ -19,7 +19,9 @@ def worker_died(instance: Instance, state: InstanceState, failure: WorkerFailure
     archive = archives.get((failure.model, failure.version), f"{failure.model}.mar")
     said = f"{failure.type}: {failure.message}" if failure.type else failure.message
     remedy = f"Try `detserve verify {archive}`."
-    if missing := re.search(r"No module named '([\w.]+)'", failure.message):
+    if "startup timeout" in failure.message and not failure.type:
+        remedy = "Build the archive with a larger startup timeout."
+    elif missing := re.search(r"No module named '([\w.]+)'", failure.message):
         remedy = f"Install the package of {missing[1].split('.')[0]!r} into the environment that serves."
     return ServerError(
         f"Model {failure.model!r} {failure.version} did not start; its worker said: {said}\n"

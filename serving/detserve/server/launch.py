@@ -23,7 +23,7 @@ from detserve.server.archives import ArchiveFacts, ModelSettings, read_archive
 from detserve.server.failures import PortTakenError, frontend_died, not_registered, too_slow, worker_died
 from detserve.server.interrupts import Interrupts
 from detserve.server.java import find_java
-from detserve.server.management import Management, NotAnsweringError, NotServedError
+from detserve.server.management import Management, NotServedError
 from detserve.server.processes import require_free, spawn
 from detserve.server.settings import (
     ServerSettings,
@@ -34,6 +34,7 @@ from detserve.server.settings import (
 )
 from detserve.server.status import ServerStatus, status
 from detserve.server.stop import end_strays, kill_server, stop
+from detserve.server.tokens import NotAnsweringError
 from detserve.server.worker_log import LogFollower, StartupWatch
 
 _POLL_S = 0.05
@@ -101,7 +102,7 @@ def _models(
                 "serve one of them, or give one another version in its spec and build it again."
             )
         seen[one.name, one.version] = one
-        _check(one.path)
+        check_archive(one.path)
     default = {one.name: one.version for one in facts}
     models = []
     for one in facts:
@@ -111,14 +112,12 @@ def _models(
     return models
 
 
-def _check(archive: Path) -> None:
-    """Verify the members of one of our archives against their SHA-256; others are served as they are."""
-    check_archive(archive)
-
-
 def _require_stopped(instance: Instance) -> None:
-    """Refuse a second start; remove what a crashed server left."""
-    if (state := instance.running()) is not None:
+    """Refuse a second start; end what a crashed server, or a start that was killed, left. The lock is held."""
+    state = instance.running()
+    if state is not None and not state.ready:
+        kill_server(state.pid)
+    elif state is not None:
         served = ", ".join(f"{model.name} {model.version}" for model in state.models)
         raise ServerError(
             f"Instance {instance.name!r} already runs (pid {state.pid}, {state.inference_url}, serving {served}). "
@@ -269,7 +268,8 @@ def _stay(
     followers = [LogFollower(instance.log_folder / name, from_end=True) for name in ("access_log.log", "console.log")]
     while process.poll() is None and interrupts.received is None:
         for line in (line for follower in followers for line in follower.lines()):
-            on_log(line)
+            if '"GET /models' not in line:  # our own questions to the management API
+                on_log(line)
         time.sleep(0.1)
     if interrupts.received is not None:
         stop(instance)

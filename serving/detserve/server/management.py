@@ -7,14 +7,10 @@ import requests
 
 from detserve.errors import ServerError
 from detserve.instance import Instance, InstanceState
-from detserve.server.tokens import Token, renewed, token
+from detserve.server.tokens import NotAnsweringError, Token, renewed, token
 
 Description = dict[str, Any]
 """One model version as the API describes it: modelName, modelVersion, workers, jobQueueStatus, customizedMetadata."""
-
-
-class NotAnsweringError(ServerError):
-    """The management API cannot be reached, or not in time."""
 
 
 class NotServedError(ServerError):

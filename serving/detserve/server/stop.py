@@ -53,8 +53,9 @@ def stop(
         was_running = state is not None and is_alive(state)
         drained, killed = True, list[int]()
         if state is not None and was_running:
-            on_progress("waiting for the requests in flight")
-            drained = drain(instance, state, drain_timeout_s)
+            if state.ready:
+                on_progress("waiting for the requests in flight")
+                drained = drain(instance, state, drain_timeout_s)
             on_progress("ending the server")
             killed += end_server(state.pid)
         killed += end_strays(instance)

@@ -21,6 +21,10 @@ _RENEW_WITHIN_S = 10.0
 _FILE_WAIT_S = 3.0
 
 
+class NotAnsweringError(ServerError):
+    """The management API cannot be reached, or not in time."""
+
+
 @dataclass(frozen=True)
 class Token:
     """A token, or the API key that renews tokens (``kind`` is "key"; it does not expire)."""
@@ -69,8 +73,9 @@ def renewed(instance: Instance, state: InstanceState, kind: TokenKind, old: str)
                     timeout=10,
                 )
             except requests.RequestException as error:
-                raise ServerError(
-                    f"The server did not renew its {kind} token ({error}). Restart the server."
+                raise NotAnsweringError(
+                    f"The server did not renew its {kind} token: {state.management_url} does not answer "
+                    f"({type(error).__name__}). Restart the server."
                 ) from error
         if answer.status_code != 200:
             raise ServerError(

@@ -28,6 +28,8 @@ _AFTER_TRACEBACK = (
 )
 _LOADER = ("RuntimeError: 500 - Unknown exception", "RuntimeError: 507 - System out of memory")
 """TorchServe raises these itself after it has printed the handler's own error."""
+_TIMED_OUT = ("Backend worker did not respond in given time", "Backend worker startup time out")
+_ENDED = "Stopped Scanner - "
 _TAIL_BYTES = 1 << 20
 
 
@@ -89,30 +91,32 @@ class StartupWatch:
     def __init__(self, log_folder: Path) -> None:
         self._frontend = LogFollower(log_folder / "ts_log.log")
         self._model_log = log_folder / "model_log.log"
+        self._too_slow = set[str]()
         self.registration_error: str | None = None
 
     def failure(self) -> WorkerFailure | None:
         """Return the worker that has died since the last call, if any did."""
         ended = None
-        for _, logger, text in parsed(self._frontend.lines()):
-            if (
-                logger.endswith("WorkerLifeCycle")
-                and text.startswith("Stopped Scanner - ")
-                and text.endswith("-stdout")
-            ):
-                ended = ended or text.removeprefix("Stopped Scanner - ")
+        for thread, logger, text in parsed(self._frontend.lines()):
+            if any(sign in text for sign in _TIMED_OUT):
+                self._too_slow.add(f"{thread}-stdout")
+            elif logger.endswith("WorkerLifeCycle") and text.startswith(_ENDED) and text.endswith("-stdout"):
+                ended = ended or text.removeprefix(_ENDED)
             elif "Error while registering model. Details:" in text or "Error while retrieving snapshot" in text:
                 self.registration_error = text.partition("Details:")[2].strip() or text
-        return None if ended is None else read_failure(self._model_log, ended)
+        return None if ended is None else read_failure(self._model_log, ended, timed_out=ended in self._too_slow)
 
 
-def read_failure(model_log: Path, thread: str) -> WorkerFailure:
-    """Return why the worker whose standard output was logged under ``thread`` died."""
+def read_failure(model_log: Path, thread: str, *, timed_out: bool = False) -> WorkerFailure:
+    """Return why the worker whose standard output was logged under ``thread`` died, or was ended for being slow."""
     match = _THREAD.match(thread)
     worker, model, version = (match["port"], match["model"], match["version"]) if match else (thread, "?", "?")
     threads = {thread, thread.removesuffix("stdout") + "stderr"}
     said = [text for name, _, text in parsed(_tail(model_log)) if name in threads]
     kind, message = worker_error(said)
+    if timed_out:
+        last = next((text for text in reversed(said) if text.strip()), "nothing")
+        kind, message = "", f"loading took longer than its startup timeout; the last that it printed: {last}"
     return WorkerFailure(worker, model, version, kind, message)
 
 

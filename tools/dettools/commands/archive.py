@@ -116,15 +116,13 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _changes(args: argparse.Namespace) -> dict[str, Any]:
-    changes: dict[str, Any] = {}
-    for key, value in (
-        ("name", args.name),
-        ("version", args.model_version),
-        ("num_classes", args.num_classes),
-        ("norm_eps", args.norm_eps),
-    ):
-        if value is not None:
-            changes[key] = value
+    given = {
+        "name": args.name,
+        "version": args.model_version,
+        "num_classes": args.num_classes,
+        "norm_eps": args.norm_eps,
+    }
+    changes: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
     if args.spec is not None and args.categories is not None:
         changes["categories"] = str(args.categories.resolve())
     for key, words in (("builder_options", args.builder_option), ("serving", args.serving)):

@@ -1,0 +1,54 @@
+"""Fixtures for all tests: the real data where it lies beside the checkout, and real servers on free ports."""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+Serve = Callable[[list[Path], str], str]
+"""Starts a server for some archives as the instance of that name, and returns the name."""
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder with real photographs, annotations and detectors; its tests are skipped where there is none."""
+    folder = ROOT.parent / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip("the real photographs and detectors (../shared/data) are not beside this checkout")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def cuda() -> str:
+    """The CUDA device; its tests are skipped where there is none."""
+    import torch
+
+    if not torch.cuda.is_available():
+        pytest.skip("torch sees no CUDA device")
+    return "cuda:0"
+
+
+@pytest.fixture(scope="module")
+def serve(tmp_path_factory) -> Iterator[Serve]:
+    """Real TorchServes of the test module's own, ended with it; `Client.for_instance(name)` calls them."""
+    with ExitStack() as stack, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DETSERVE_STATE_DIR", str(tmp_path_factory.mktemp("state")))
+        patch.delenv("DETSERVE_INSTANCE", raising=False)
+        yield lambda archives, name: stack.enter_context(_served(archives, name))
+
+
+@contextmanager
+def _served(archives: list[Path], name: str) -> Iterator[str]:
+    from detserve import server
+    from detserve.instance import Instance
+
+    instance = Instance.named(name)
+    server.start(archives, server.ServerSettings(ports=None), instance=instance, timeout_s=300)
+    try:
+        yield name
+    finally:
+        assert server.stop(instance).was_running
+        assert instance.processes() == []

@@ -1,0 +1,52 @@
+"""What TorchServe is told, without starting it."""
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+from detserve import server
+from detserve.errors import ServerError
+from detserve.instance import Instance
+from detserve.server.archives import ModelSettings, read_archive
+from detserve.server.settings import config_properties, server_environment
+from throwaway import build
+
+
+def test_the_archives_own_settings_lose_against_the_servers(tmp_path):
+    archive = build(tmp_path, config={"minWorkers": 2, "batchSize": 8, "maxBatchDelay": 0, "responseTimeout": 7})
+    facts = read_archive(archive, ModelSettings(startup_timeout_s=99))
+    assert facts.settings == ModelSettings(2, 2, 8, 0, 7, 99)
+    assert facts.settings.to_torchserve()["maxBatchDelay"] == 1  # TorchServe takes 0 for 100 ms
+    assert server.ServerSettings(workers=1, batch_size=3).applied(facts.settings) == ModelSettings(1, 1, 3, 0, 7, 99)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"workers": 0}, {"max_request_bytes": 0}, {"max_batch_delay_ms": -1}, {"token_minutes": 0}]
+)
+def test_settings_that_make_no_sense_are_refused(wrong):
+    with pytest.raises(ServerError, match="expected"):
+        server.ServerSettings(**wrong)
+
+
+def test_the_configuration_is_escaped_for_java(tmp_path):
+    instance = Instance("x", tmp_path / "häuser\\😀")
+    text = config_properties(server.ServerSettings(device="cpu"), server.Ports(), instance, [])
+    assert "h\\u00e4user\\\\\\ud83d\\ude00" in text
+    assert "number_of_gpu=0\n" in text
+    assert "disable_token_authorization=false\n" in text
+
+
+def test_workers_use_this_interpreter_and_their_threads(tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", "/elsewhere")
+    monkeypatch.setenv("TS_CONFIG_FILE", "/elsewhere")
+    environment = server_environment(server.ServerSettings(threads_per_worker=3), Instance("x", tmp_path), tmp_path)
+    assert environment["PATH"].split(os.pathsep)[0] == str(Path(sys.executable).parent)
+    assert environment["OMP_NUM_THREADS"] == "3"
+    assert not {"PYTHONPATH", "TS_CONFIG_FILE"} & environment.keys()
+
+
+def test_a_chosen_port_takes_the_next_four():
+    assert server.ports_from(9000) == server.Ports(9000, 9001, 9002, 9003, 9004)
+    with pytest.raises(ServerError, match="65531"):
+        server.ports_from(65535)

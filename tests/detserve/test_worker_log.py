@@ -1,0 +1,71 @@
+"""What is read from the logs of TorchServe."""
+
+import pytest
+from detserve.server.worker_log import StartupWatch, worker_error
+
+CHAINED = """Backend worker process died.
+Traceback (most recent call last):
+  File "model_loader.py", line 108, in load
+ModuleNotFoundError: No module named 'onnxruntime'
+
+During handling of the above exception, another exception occurred:
+
+Traceback (most recent call last):
+  File "model_service_worker.py", line 301, in <module>
+ModuleNotFoundError: No module named 'ts.torch_handler.entry'"""
+LOADED = """Failed to load model x, exception size mismatch
+Traceback (most recent call last):
+  File "model_loader.py", line 143, in load
+RuntimeError: Error(s) in loading state_dict:
+	size mismatch for head.weight
+Backend worker process died.
+Traceback (most recent call last):
+  File "model_service_worker.py", line 201, in handle_connection
+RuntimeError: 500 - Unknown exception"""
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [
+        (CHAINED, ("ModuleNotFoundError", "No module named 'onnxruntime'")),
+        (LOADED, ("RuntimeError", "Error(s) in loading state_dict:\n\tsize mismatch for head.weight")),
+        (f'DETSERVE_STARTUP_ERROR {{"type": "golden_drift", "message": "3 px"}}\n{LOADED}', ("golden_drift", "3 px")),
+        ("DETSERVE_STARTUP_ERROR cut off", ("", "cut off")),
+    ],
+)
+def test_the_workers_own_error_is_found(said, expected):
+    assert worker_error(said.splitlines()) == expected
+
+
+def test_a_worker_that_was_killed_is_quoted_with_its_last_words():
+    kind, message = worker_error(["Torch worker started.", "loading 3 GB"])
+    assert kind == ""
+    assert "out of memory?" in message
+    assert message.endswith("Torch worker started. / loading 3 GB")
+
+
+def test_a_start_watches_each_line_once(tmp_path):
+    watch = StartupWatch(tmp_path)
+    assert watch.failure() is None
+    life = "org.pytorch.serve.wlm.WorkerLifeCycle - Stopped Scanner - W-9001-my_net_1.0-stdout"
+    line = f"2026-11-22T17:52:11,305 [INFO ] W-9001-my_net_1.0-stdout {life}"
+    log = tmp_path / "ts_log.log"
+    log.write_text(line)
+    assert watch.failure() is None  # the line is not whole yet
+    said = "2026-11-22T17:52:11,304 [INFO ] W-9001-my_net_1.0-stdout MODEL_LOG - "
+    (tmp_path / "model_log.log").write_text(f"{said}Traceback (most recent call last):\n{said}ValueError: why\n")
+    log.write_text(line + "\n")
+    failure = watch.failure()
+    assert (failure.worker, failure.model, failure.version) == ("9001", "my_net", "1.0")
+    assert (failure.type, failure.message) == ("ValueError", "why")
+    assert watch.failure() is None
+
+
+def test_a_worker_that_was_ended_for_being_slow_says_so(tmp_path):
+    watch = StartupWatch(tmp_path)
+    thread = "2026-11-22T18:22:28,583 [ERROR] W-9000-slow_1.0 org.pytorch.serve.wlm.WorkerThread - Backend worker error"
+    cause = "org.pytorch.serve.wlm.WorkerInitializationException: Backend worker did not respond in given time"
+    life = "org.pytorch.serve.wlm.WorkerLifeCycle - Stopped Scanner - W-9000-slow_1.0-stdout"
+    ended = f"2026-11-22T18:22:28,583 [INFO ] W-9000-slow_1.0-stdout {life}"
+    (tmp_path / "ts_log.log").write_text(f"{thread}\n{cause}\n{ended}\n")
+    assert "longer than its startup timeout" in watch.failure().message
