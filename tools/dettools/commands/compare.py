@@ -1,0 +1,161 @@
+"""``detserve compare``: served against eager on the same images: table, JSON, two-panel pictures, exit code."""
+
+from __future__ import annotations
+
+import json
+import sys
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dettools.endpoint import Clients, add_endpoint_arguments, concerns_every_request
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Sequence
+
+    from dethandlers.detections import Detections
+    from detserve.eager import EagerModel
+
+    from dettools.comparison import Comparison, ImageComparison
+
+# As in dettools.agreement, which needs numpy: `detserve --help` must not wait for it. A test keeps them equal.
+TIER_CHOICES = ("bit", "numeric", "reduced-precision", "detection")
+
+
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the command's arguments."""
+    parser = subparsers.add_parser(
+        "compare",
+        help="served against eager: the same detections, or which differ and why",
+        description="Run the same images through the endpoint and through eager inference, both with the same "
+        "threshold, and compare. Exit code 0: every image reaches the tier; 1: one does not; 2: usage.",
+    )
+    parser.add_argument("model", help="name of the served model, and of its spec in the model store")
+    parser.add_argument("images", nargs="+", metavar="IMAGE", help="image file, folder or pattern")
+    parser.add_argument("--work-dir", type=Path, metavar="DIR", help="write comparison.json and one picture per image")
+    parser.add_argument("--score-threshold", type=float, default=0.05, metavar="S", help="default: %(default)s")
+    parser.add_argument("--max-detections", type=int, default=100, metavar="N", help="default: %(default)s")
+    parser.add_argument("--tier", choices=TIER_CHOICES, default="numeric", help="to be reached (default: %(default)s)")
+    parser.add_argument("--spec", type=Path, metavar="FILE", help="eager model's spec (default: the model store's)")
+    parser.add_argument("--weights", type=Path, metavar="FILE", help="eager model's weights (default: the spec's)")
+    parser.add_argument("--model-store", type=Path, metavar="DIR", help="default: $DETSERVE_MODEL_STORE or model_store")
+    parser.add_argument("--device", default="cpu", help="of eager inference (default: %(default)s)")
+    parser.add_argument("--masks", action="store_true", help="compare masks too")
+    parser.add_argument("--keypoints", action="store_true", help="compare keypoints too")
+    parser.add_argument("--concurrency", type=int, default=8, metavar="N", help="requests at once (default: 8)")
+    add_endpoint_arguments(parser)
+    parser.add_argument("--json", action="store_true", help="print one JSON document as the last line")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Compare; return the exit code."""
+    from detserve.eager import load_eager
+    from detserve.model_store import default_model_store
+    from rich.console import Console
+
+    from dettools.comparison import compare_images
+    from dettools.image_files import find_images, unique_stems
+    from dettools.reports.tables import print_comparison
+
+    paths = find_images(args.images)
+    stems = unique_stems(paths)
+    pool = ThreadPoolExecutor(max(1, args.concurrency))
+    images: list[ImageComparison] = []
+    store = args.model_store or default_model_store()
+    try:
+        with Clients(args) as clients:
+            try:
+                served = _send(args, paths, pool, clients)
+                eager = load_eager(
+                    args.model, model_store=store, spec=args.spec, weights=args.weights, device=args.device
+                )
+                print(f"eager: {eager.source}", file=sys.stderr)
+                for path, answer in zip(paths, served, strict=True):
+                    images.append(_compare(args, path, answer, eager))
+                    if len(images) % 10 == 0 or len(images) == len(paths):
+                        print(f"compared {len(images)} of {len(paths)} images", file=sys.stderr, flush=True)
+            finally:
+                pool.shutdown(wait=True, cancel_futures=True)
+    finally:
+        # What was compared before an interruption is not lost.
+        comparison = compare_images(
+            images, score_threshold=args.score_threshold, max_detections=args.max_detections, required=args.tier
+        )
+        if args.work_dir and images:
+            _write(args, comparison, eager, [stems[path] for path in paths])
+    print_comparison(comparison, Console(stderr=args.json))
+    if args.json:
+        report = str(args.work_dir / "comparison.json") if args.work_dir else None
+        document = {**comparison.to_json(per_image=False), "model": args.model, "eager_source": eager.source}
+        print(json.dumps({**document, "report": report}))
+    return 0 if comparison.passed else 1
+
+
+def _send(
+    args: argparse.Namespace, paths: Sequence[Path], pool: ThreadPoolExecutor, clients: Clients
+) -> list[Future[Detections]]:
+    """Send all images at once, so that the server forms batches; an error that concerns every image is raised."""
+    from detserve.errors import ClientError
+
+    def ask(path: Path) -> Detections:
+        return clients.mine().detect(
+            args.model,
+            path,
+            score_threshold=args.score_threshold,
+            max_detections=args.max_detections,
+            masks=args.masks,
+            keypoints=args.keypoints,
+        )
+
+    futures = [pool.submit(ask, path) for path in paths]
+    error = futures[0].exception()
+    if isinstance(error, ClientError) and concerns_every_request(error):
+        raise error
+    return futures
+
+
+def _compare(args: argparse.Namespace, path: Path, answer: Future[Detections], eager: EagerModel) -> ImageComparison:
+    from detserve.errors import ClientError, DetserveError
+
+    from dettools.comparison import compare_image, failed_image
+
+    try:
+        reference = eager.detect(
+            path.read_bytes(), args.score_threshold, args.max_detections, masks=args.masks, keypoints=args.keypoints
+        )
+    except (OSError, DetserveError) as error:
+        return failed_image(str(path), "eager_failed", f"{type(error).__name__}: {error}")
+    try:
+        served = answer.result()
+    except ClientError as error:
+        return failed_image(str(path), "request_failed", str(error), eager=reference)
+    return compare_image(
+        str(path),
+        reference,
+        served,
+        score_threshold=args.score_threshold,
+        max_detections=args.max_detections,
+        required=args.tier,
+        names=[category.name for category in eager.categories],
+    )
+
+
+def _write(args: argparse.Namespace, comparison: Comparison, eager: EagerModel, stems: Sequence[str]) -> None:
+    from PIL import Image
+
+    from dettools.reports.pictures import side_by_side
+
+    args.work_dir.mkdir(parents=True, exist_ok=True)
+    document = {"model": args.model, "eager_source": eager.source, **comparison.to_json()}
+    (args.work_dir / "comparison.json").write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+    names = [category.name for category in eager.categories]
+    titles = (f"eager: {eager.source}", f"served: {args.model}")
+    for image, stem in zip(comparison.images, stems, strict=False):
+        try:
+            with Image.open(image.image) as picture:
+                sheet = side_by_side(picture, image.eager, image.served, image, titles, names=names)
+            sheet.save(args.work_dir / f"{stem}.png")
+        except (OSError, Image.DecompressionBombError) as error:
+            print(f"no picture of {image.image}: {error}", file=sys.stderr)
