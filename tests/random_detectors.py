@@ -155,7 +155,7 @@ def _captured(layer: nn.Module) -> Iterator[list[torch.Tensor]]:
 def _cut(model: nn.Module, pixels: list[torch.Tensor]) -> float:
     """A threshold that leaves at least 25 detections in every image, in the widest gap between two scores there."""
     heads = getattr(model, "roi_heads", model)
-    heads.score_thresh, heads.detections_per_img = 0.02, MAX_DETECTIONS
+    heads.score_thresh, heads.detections_per_img = 0.02, 60
     with torch.no_grad():
         scores = [model([one])[0]["scores"].sort(descending=True).values for one in pixels]
     if min(len(one) for one in scores) < 26:

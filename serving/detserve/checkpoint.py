@@ -1,13 +1,19 @@
 """Reading weights without running anything that they contain.
 
 safetensors hold no code. A `.pth` is a pickle: it is read by torch's restricted unpickler, which builds tensors and
-plain containers, plus the few harmless types that training scripts leave beside the weights. What needs more is refused.
+plain containers, plus the few harmless types that training scripts leave beside the weights. What needs more is
+refused.
 """
 
 import argparse
+import contextlib
+import io
 import pathlib
 import pickle
+import pickletools
 import re
+import warnings
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,9 +31,8 @@ _HARMLESS: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
     pathlib.PosixPath,
     np.dtype,
     np._core.multiarray.scalar,  # type: ignore[attr-defined]
-    type(np.dtype(np.float64)),
-    type(np.dtype(np.float32)),
-    type(np.dtype(np.int64)),
+    (np._core.multiarray.scalar, "numpy.core.multiarray.scalar"),  # type: ignore[attr-defined] # as NumPy 1 called it
+    *(type(np.dtype(code)) for code in "?bBhHiIlLqQefd"),
 ]
 # Where training scripts keep the weights, the averaged ones first: those are what is evaluated.
 _STATE_KEYS = ("model_ema", "ema", "state_dict", "model_state_dict", "model", "module")
@@ -47,7 +52,7 @@ def load_state_dict(path: Path) -> dict[str, torch.Tensor]:
         raise CheckpointError(f"weights: got {path}, which is no file. Give the checkpoint's path with --weights.")
     if path.suffix == ".safetensors":
         try:
-            return load_file(path)
+            return _strip_prefixes(load_file(path))
         except (SafetensorError, OSError, ValueError) as error:
             raise CheckpointError(f"weights {path.name}: not safetensors, or damaged ({error}).") from error
     return _strip_prefixes(_find_state(_unpickle(path), path))
@@ -55,20 +60,61 @@ def load_state_dict(path: Path) -> dict[str, torch.Tensor]:
 
 def _unpickle(path: Path) -> Any:
     try:
-        with torch.serialization.safe_globals(_HARMLESS):
+        with torch.serialization.safe_globals(_HARMLESS), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about the pickle's protocol; if it matters, it is told below
             return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        found = re.search(r"(?:GLOBAL|global|Trying to load unsupported) ([\w.]+)", str(error))
-        culprit = found.group(1) if found else str(error).splitlines()[0][:200]
+    except Exception as error:  # damaged pickles fail in every way that there is
+        culprit = _refused_call(error, path)
+        if culprit:
+            raise CheckpointError(
+                f"weights {path.name}: refused, nothing was executed: unpickling it would call {culprit}, expected "
+                "tensors and plain containers only. Save the weights alone, with torch.save(model.state_dict(), …) or "
+                "safetensors, where the file was made."
+            ) from error
+        with path.open("rb") as file:
+            begins = file.read(24)
+        reason = str(error).rpartition("WeightsUnpickler error: ")[2].strip().partition("\n")[0][:160]
         raise CheckpointError(
-            f"weights {path.name}: refused, nothing was executed: unpickling it would call {culprit}, expected "
-            "tensors and plain containers only. Save the weights alone, with torch.save(model.state_dict(), …) or "
-            "safetensors, where the file was made."
+            f"weights {path.name}: damaged, or no checkpoint of torch ({type(error).__name__}: {reason}; it begins "
+            f"with {begins!r}). Expected what torch.save(model.state_dict(), …) or safetensors writes."
         ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-        raise CheckpointError(
-            f"weights {path.name}: damaged, or no checkpoint of torch ({type(error).__name__}: {str(error)[:200]})."
-        ) from error
+
+
+def _refused_call(error: Exception, path: Path) -> str:
+    """Return what unpickling would have called; empty when that is not why it failed."""
+    if not isinstance(error, pickle.UnpicklingError):
+        return ""
+    told = re.search(r"(?:GLOBAL|unrecognized function|but got) (?:<\w+ '?)?([\w.]+)", str(error))
+    if told:
+        return told.group(1)
+    # torch's unpickler reads protocol 2 and 3; what later ones would import is read from their opcodes.
+    return next((name for name in _imports(path) if not name.startswith(("torch.", "collections.OrderedDict"))), "")
+
+
+def _imports(path: Path) -> list[str]:
+    """The names that a file's pickles import, read without unpickling."""
+    content = path.read_bytes()
+    if zipfile.is_zipfile(path):
+        with contextlib.suppress(Exception), zipfile.ZipFile(path) as archive:
+            content = b"".join(archive.read(name) for name in archive.namelist() if name.endswith("data.pkl"))
+    stream = io.BytesIO(content)
+    names: list[str] = []
+    texts: list[str] = []
+    memo: dict[int, str] = {}
+    with contextlib.suppress(Exception):  # what follows the pickles is no pickle
+        while True:
+            for opcode, value, _ in pickletools.genops(stream):
+                if opcode.name in ("GLOBAL", "INST"):
+                    names.append(str(value).replace(" ", "."))
+                elif opcode.name == "STACK_GLOBAL":
+                    names.append(".".join(texts[-2:]))
+                elif "UNICODE" in opcode.name:
+                    texts.append(str(value))
+                elif opcode.name == "MEMOIZE":
+                    memo[len(memo)] = texts[-1] if texts else ""
+                elif opcode.name in ("BINGET", "LONG_BINGET"):
+                    texts.append(memo.get(int(str(value)), ""))
+    return names
 
 
 def _find_state(value: Any, path: Path) -> dict[str, torch.Tensor]:

@@ -5,6 +5,7 @@ model_store/NAME/NAME.yaml ─► yaml (no duplicate keys) ─► pydantic over 
 
 import dataclasses
 import difflib
+import json
 import re
 import types
 import typing
@@ -64,9 +65,14 @@ def parse_spec(value: dict[str, Any], *, where: str, folder: Path) -> Spec:
     if "categories" in filled:
         filled["categories"] = complete_categories(filled["categories"], where=where)
     try:
-        spec = _ADAPTER.validate_python(filled)
+        # Strict, so that "yes" is no bool and 0.5 no int; as JSON, because only there it takes lists for tuples.
+        spec = _ADAPTER.validate_json(json.dumps(filled, default=str), strict=True)
     except ValidationError as error:
         raise SpecError(f"{where}: {_first_message(error)}") from error
+    except (TypeError, ValueError, RecursionError) as error:
+        raise SpecError(
+            f"{where}: got a value that JSON cannot hold ({error}), expected plain keys and values."
+        ) from error
     _check(spec, where)
     return spec
 
@@ -167,7 +173,9 @@ def _check_serving(serving: Serving, where: str) -> None:
 
 
 def _first_message(error: ValidationError) -> str:
-    problem = error.errors(include_url=False)[0]
+    problems = error.errors(include_url=False)
+    # A misspelt key is also a missing one; the misspelling says more.
+    problem = next((one for one in problems if one["type"] == "unexpected_keyword_argument"), problems[0])
     place = ".".join(str(part) for part in problem["loc"])
     if problem["type"] == "unexpected_keyword_argument":
         allowed = _keys_at(problem["loc"][:-1])
@@ -176,7 +184,9 @@ def _first_message(error: ValidationError) -> str:
         return f"unknown key {place!r}.{hint} Allowed here: {', '.join(allowed)}."
     if problem["type"] in ("missing", "missing_argument"):
         return f"{place}: missing. Add it."
-    return f"{place}: got {str(problem.get('input'))[:60]!r}, {problem['msg'].lower()}."
+    got = problem.get("input")
+    quotes = " Put it in quotes." if problem["type"] == "string_type" and isinstance(got, int | float) else ""
+    return f"{place}: got {repr(got)[:60]}, {problem['msg'].lower()}.{quotes}"
 
 
 def _keys_at(location: tuple[int | str, ...]) -> list[str]:

@@ -1,0 +1,49 @@
+# detserve: everything a newcomer and CI type. Python 3.11 or newer is all that must be there.
+#
+#   make demo    environment, demo archive, TorchServe up, curl, compare, pictures, TorchServe down
+#   make serve   the demo model in the foreground until Ctrl-C, with the curl line to copy
+#   make test    lint, types, tests
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+OUT ?= out/demo
+READY := $(VENV)/.detserve-ready
+EXTRAS ?= onnx,dev
+
+.PHONY: help env demo serve test lint pytest gpu clean
+.DEFAULT_GOAL := help
+
+help:  ## show this list
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
+
+env: $(READY)  ## the environment in .venv
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "detserve needs Python 3.11 or newer, this is %s" % sys.version)'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[$(EXTRAS)]'
+	touch $(READY)
+
+demo: $(READY)  ## the whole line on the demo model; pictures in out/demo
+	PATH="$(abspath $(BIN)):$$PATH" bash model_store/shapes/demo.sh $(OUT)
+
+serve: $(READY)  ## serve the demo model until Ctrl-C
+	$(BIN)/detserve archive model_store/shapes/shapes.yaml --force
+	exec $(BIN)/detserve serve start --models shapes --foreground
+
+test: lint pytest  ## lint, types, tests
+
+lint: $(READY)  ## ruff, ruff format and mypy strict on the three packages
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+pytest: $(READY)  ## the tests
+	$(BIN)/pytest
+
+gpu: $(READY)  ## the tests that need a CUDA device
+	$(BIN)/pytest -m gpu
+
+clean:  ## remove what the build and the tests made, and keep the environment
+	rm -rf out build dist .pytest_cache .mypy_cache .ruff_cache
