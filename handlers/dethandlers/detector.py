@@ -16,14 +16,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from torchvision.io import ImageReadMode, decode_jpeg
 
 from dethandlers.artefact import Artefact
 from dethandlers.detections import Detections
 from dethandlers.errors import ArtefactError, RequestError
 from dethandlers.families import Batch, Limits, load_family
 from dethandlers.golden import describe_drift
-from dethandlers.images import decode_image, jpeg_for_gpu
+from dethandlers.images import decode_image, decode_jpeg_on_gpu, gpu_jpeg_available, jpeg_for_gpu
 from dethandlers.options import MAX_DETECTIONS_LIMIT, Options
 from dethandlers.preprocess import Prepared
 from dethandlers.runtimes import load_runtime
@@ -162,13 +161,10 @@ class Detector:
         serving = self.spec.serving
         limits = {"max_pixels": serving.max_image_pixels, "min_side": serving.min_image_side}
         if self._gpu_jpeg and jpeg_for_gpu(data, **limits):
-            encoded = torch.frombuffer(bytearray(data), dtype=torch.uint8)
             try:
-                pixels: torch.Tensor = decode_jpeg(encoded, mode=ImageReadMode.RGB, device=self.runtime.device)
+                return decode_jpeg_on_gpu(data, self.runtime.device)
             except RuntimeError:
                 pass  # nvJPEG takes fewer kinds of JPEG than Pillow, which also says best what is wrong
-            else:
-                return pixels
         return decode_image(data, **limits).to(self.runtime.device)
 
     def _answer(self, works: list[_Work], batch_size: int) -> list[Answer | RequestError]:
@@ -210,12 +206,14 @@ class Detector:
 
     def _chooses_gpu_jpeg(self) -> bool:
         serving = self.spec.serving
-        if serving.jpeg_decoder == "gpu" and self.runtime.device.type != "cuda":
+        possible = self.runtime.device.type == "cuda" and gpu_jpeg_available()
+        if serving.jpeg_decoder == "gpu" and not possible:
             raise ArtefactError(
-                f"jpeg_decoder: got 'gpu', but images are prepared on {self.runtime.device}. Set jpeg_decoder: auto."
+                f"jpeg_decoder: got 'gpu', but images are prepared on {self.runtime.device} by a torchvision "
+                f"{'with' if gpu_jpeg_available() else 'without'} a JPEG decoder. Set jpeg_decoder: auto."
             )
         if serving.jpeg_decoder == "auto":
-            return self.runtime.device.type == "cuda" and serving.precision != "fp32"
+            return possible and serving.precision != "fp32"
         return serving.jpeg_decoder == "gpu"
 
 

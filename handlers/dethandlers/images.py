@@ -3,8 +3,10 @@
 What cannot be decoded faithfully is refused with its own machine word, so that one bad image never fails its batch.
 """
 
+import importlib.util
 import io
 import struct
+import threading
 import warnings
 import zlib
 from collections.abc import Iterator
@@ -12,12 +14,21 @@ from contextlib import contextmanager
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 
 from dethandlers.errors import ImageError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM", "MPO")
 _EXIF_ORIENTATION = 0x0112
+_UPRIGHT_BY = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 # What Pillow's decoders and its EXIF reader raise on damaged files.
 _DAMAGE = (
     OSError,
@@ -32,6 +43,8 @@ _DAMAGE = (
     struct.error,
     zlib.error,
 )
+# catch_warnings swaps the process's filters: two threads in it at once would leave them changed.
+_WARNINGS_LOCK = threading.Lock()
 
 
 def decode_image(data: bytes, *, max_pixels: int, min_side: int) -> torch.Tensor:
@@ -50,23 +63,21 @@ def decode_image(data: bytes, *, max_pixels: int, min_side: int) -> torch.Tensor
     """
     with _opened(data) as image:
         check_size(image.size, max_pixels=max_pixels, min_side=min_side)
-        if getattr(image, "is_animated", False) and image.format != "MPO":
-            raise ImageError(
-                f"got an animated {image.format} of {getattr(image, 'n_frames', 0)} frames, expected one image. "
-                "Send the frames one by one.",
-                type="animated_image",
-                code=415,
-            )
         try:
+            _refuse_animation(image)
             image.load()
-            rgb = _to_rgb(ImageOps.exif_transpose(image))
+            rgb = _to_rgb(image)
+            method = _UPRIGHT_BY.get(_orientation(image))
+            upright = rgb if method is None else rgb.transpose(method)
+        except Image.DecompressionBombError as error:
+            raise _far_too_large(error) from error
         except _DAMAGE as error:
             raise ImageError(
                 f"got a {image.format} of {len(data)} bytes that breaks off or is damaged ({error}), expected a whole "
                 "image. Send the file again, complete.",
                 type="truncated_image",
             ) from error
-        return torch.from_numpy(np.array(rgb)).permute(2, 0, 1).contiguous()
+        return torch.from_numpy(np.array(upright)).permute(2, 0, 1).contiguous()
 
 
 def jpeg_for_gpu(data: bytes, *, max_pixels: int, min_side: int) -> bool:
@@ -79,11 +90,29 @@ def jpeg_for_gpu(data: bytes, *, max_pixels: int, min_side: int) -> bool:
         return False
     with _opened(data) as image:
         check_size(image.size, max_pixels=max_pixels, min_side=min_side)
-        try:
-            upright = image.getexif().get(_EXIF_ORIENTATION, 1) == 1
-        except _DAMAGE:
-            return False
+        upright = _orientation(image) == 1
         return image.format == "JPEG" and image.mode == "RGB" and upright and data.rstrip(b"\0").endswith(b"\xff\xd9")
+
+
+def gpu_jpeg_available() -> bool:
+    """Tell whether this torchvision still brings nvJPEG: it is deprecated there since 0.29."""
+    return importlib.util.find_spec("torchvision.io") is not None and hasattr(
+        importlib.import_module("torchvision.io"), "decode_jpeg"
+    )
+
+
+def decode_jpeg_on_gpu(data: bytes, device: torch.device) -> torch.Tensor:
+    """Decode a JPEG by nvJPEG to ``(3, H, W)`` uint8 RGB on the device.
+
+    Raises:
+        RuntimeError: nvJPEG does not take it.
+    """
+    from torchvision.io import ImageReadMode, decode_jpeg
+
+    with _quiet():
+        encoded = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+        pixels: torch.Tensor = decode_jpeg(encoded, mode=ImageReadMode.RGB, device=device)
+    return pixels
 
 
 def check_size(size: tuple[int, int], *, max_pixels: int, min_side: int) -> None:
@@ -116,14 +145,11 @@ def _opened(data: bytes) -> Iterator[Image.Image]:
             type="empty_body",
         )
     try:
-        with warnings.catch_warnings():
-            # Pillow's own bomb warning and error come from a limit that check_size states exactly.
-            warnings.simplefilter("ignore")
+        # Pillow's own bomb warning and error come from a limit that check_size states exactly.
+        with _quiet():
             image = Image.open(io.BytesIO(data), formats=FORMATS)
     except Image.DecompressionBombError as error:
-        raise ImageError(
-            f"got an image that is far too large ({error}). Send it smaller.", type="image_too_large", code=413
-        ) from error
+        raise _far_too_large(error) from error
     except _DAMAGE as error:
         raise ImageError(
             f"got {len(data)} bytes that are no image ({_kind(data)}), expected {', '.join(FORMATS[:5])}. "
@@ -135,6 +161,39 @@ def _opened(data: bytes) -> Iterator[Image.Image]:
         yield image
 
 
+@contextmanager
+def _quiet() -> Iterator[None]:
+    with _WARNINGS_LOCK, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def _far_too_large(error: Image.DecompressionBombError) -> ImageError:
+    return ImageError(
+        f"got an image that is far too large ({error}). Send it smaller.", type="image_too_large", code=413
+    )
+
+
+def _refuse_animation(image: Image.Image) -> None:
+    # How many frames there are is not said: Pillow would read through all of them to count.
+    if getattr(image, "is_animated", False) and image.format != "MPO":
+        raise ImageError(
+            f"got an animated {image.format}, expected one image. Send the frames one by one.",
+            type="animated_image",
+            code=415,
+        )
+
+
+def _orientation(image: Image.Image) -> int:
+    """Return the EXIF orientation 1..8; 1 where it cannot be read, for broken EXIF need not cost the picture."""
+    try:
+        with _quiet():
+            value = image.getexif().get(_EXIF_ORIENTATION, 1)
+    except _DAMAGE:
+        return 1
+    return value if isinstance(value, int) and value in _UPRIGHT_BY else 1
+
+
 def _to_rgb(image: Image.Image) -> Image.Image:
     """Convert any mode to RGB without losing its look: 16-bit grey is scaled, transparency is dropped."""
     if image.mode in ("I;16", "I;16L", "I;16B", "I;16N"):
@@ -142,8 +201,11 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         return Image.fromarray((grey >> 8).astype(np.uint8)).convert("RGB")
     if image.mode in ("I", "F"):
         grey = np.asarray(image)
-        top = 65535.0 if grey.max(initial=0) > 255 else 255.0
-        return Image.fromarray((np.clip(grey / top, 0, 1) * 255).astype(np.uint8)).convert("RGB")
+        top = 65535.0 if grey.max(initial=0, where=np.isfinite(grey)) > 255 else 255.0
+        return Image.fromarray((np.clip(np.nan_to_num(grey) / top, 0, 1) * 255).astype(np.uint8)).convert("RGB")
+    if image.mode == "P":
+        # Straight to RGB, Pillow warns of a palette with transparent entries.
+        image = image.convert("RGBA")
     return image.convert("RGB")
 
 

@@ -61,10 +61,10 @@ def parse_options(
     }
     for name, raw in values.items():
         if name not in _PARSERS:
-            close = difflib.get_close_matches(name, _PARSERS, n=1)
-            hint = f"; did you mean {close[0]!r}?" if close else ""
+            close = difflib.get_close_matches(name[:80], _PARSERS, n=1)
+            hint = f"; did you mean {close[0]!r}?" if close else "."
             raise OptionError(
-                f"unknown option {name!r}{hint} Allowed: {', '.join(sorted(_PARSERS))}.", type="unknown_option"
+                f"unknown option {name[:80]!r}{hint} Allowed: {', '.join(sorted(_PARSERS))}.", type="unknown_option"
             )
         value = raw.decode("utf-8", "replace") if isinstance(raw, bytes | bytearray) else raw
         if name == "classes":
@@ -134,10 +134,10 @@ def _labels(value: Any, categories: tuple[Category, ...]) -> frozenset[int]:
     wanted = {name.strip() for name in names}
     unknown = sorted(wanted - label_of.keys())
     if unknown:
-        close = difflib.get_close_matches(unknown[0], label_of, n=3)
+        close = difflib.get_close_matches(unknown[0][:80], label_of, n=3)
         known = ", ".join(close or list(label_of)[:20])
         raise OptionError(
-            f"classes: got {unknown[0]!r}, which this model does not know; expected names such as {known}. "
+            f"classes: got {unknown[0][:80]!r}, which this model does not know; expected names such as {known}. "
             "Send the names of the model's category map."
         )
     return frozenset(label_of[name] for name in wanted)

@@ -10,10 +10,10 @@
 
 The committed weights reach AP 0.837, AP50 0.978 and AP75 0.939 on the 200 validation scenes, after 1250 steps and 33
 minutes on two busy CPU cores; rendering the scenes takes 6 more. They come from three sittings joined by --resume, at
-the epochs where the recipe's stages change. The recipe is the one of the last sitting; the first two ran with a longer
-schedule, whose learning rates differ from the recipe's by at most 8 %, and with an EMA decay of 0.998, of which the last
-stage's 0.98 leaves less than 1 %. training.json lists the sittings. One run of the recipe is expected to reach about the
-same, not the same bits.
+the epochs where the recipe's stages change. The recipe is that of the last sitting; the first two ran with a longer
+schedule, whose learning rates differ from the recipe's by at most 10 %, and with an EMA decay of 0.998, of which
+the last stage's 0.98 leaves less than 1 %. training.json lists the sittings. One run of the whole recipe is expected to
+come out about the same; it was not tried.
 
 The last line of stdout is JSON. With glibc, keeping large blocks instead of returning them to the system makes a step
 up to 1.7 times as fast: MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=100000000000 MALLOC_TOP_PAD_=268435456

@@ -34,6 +34,9 @@ _HARMLESS: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
     (np._core.multiarray.scalar, "numpy.core.multiarray.scalar"),  # type: ignore[attr-defined] # as NumPy 1 called it
     *(type(np.dtype(code)) for code in "?bBhHiIlLqQefd"),
 ]
+_DATA = re.compile(
+    r"collections\.(OrderedDict|Counter)|_codecs\.encode|torch\._utils\._rebuild_\w+|torch\.(\w+Storage|[a-z]+\d+)"
+)
 # Where training scripts keep the weights, the averaged ones first: those are what is evaluated.
 _STATE_KEYS = ("model_ema", "ema", "state_dict", "model_state_dict", "model", "module")
 _PREFIXES = ("module.", "_orig_mod.")
@@ -87,8 +90,9 @@ def _refused_call(error: Exception, path: Path) -> str:
     told = re.search(r"(?:GLOBAL|unrecognized function|but got) (?:<\w+ '?)?([\w.]+)", str(error))
     if told:
         return told.group(1)
-    # torch's unpickler reads protocol 2 and 3; what later ones would import is read from their opcodes.
-    return next((name for name in _imports(path) if not name.startswith(("torch.", "collections.OrderedDict"))), "")
+    # torch's unpickler reads protocols 2 and 3; what the others would import is read from their opcodes.
+    names = [name for name in dict.fromkeys(_imports(path)) if not _DATA.fullmatch(name)]
+    return " and ".join(names[:3])
 
 
 def _imports(path: Path) -> list[str]:
@@ -99,21 +103,24 @@ def _imports(path: Path) -> list[str]:
             content = b"".join(archive.read(name) for name in archive.namelist() if name.endswith("data.pkl"))
     stream = io.BytesIO(content)
     names: list[str] = []
-    texts: list[str] = []
-    memo: dict[int, str] = {}
     with contextlib.suppress(Exception):  # what follows the pickles is no pickle
         while True:
+            texts: list[str] = []
+            memo: list[str] = []
+            pushed = ""
             for opcode, value, _ in pickletools.genops(stream):
+                if opcode.name == "MEMOIZE":
+                    memo.append(pushed)
+                    continue
+                pushed = str(value) if "UNICODE" in opcode.name else ""
+                if opcode.name in ("BINGET", "LONG_BINGET"):
+                    pushed = memo[int(str(value))]
+                if pushed:
+                    texts.append(pushed)
                 if opcode.name in ("GLOBAL", "INST"):
                     names.append(str(value).replace(" ", "."))
                 elif opcode.name == "STACK_GLOBAL":
                     names.append(".".join(texts[-2:]))
-                elif "UNICODE" in opcode.name:
-                    texts.append(str(value))
-                elif opcode.name == "MEMOIZE":
-                    memo[len(memo)] = texts[-1] if texts else ""
-                elif opcode.name in ("BINGET", "LONG_BINGET"):
-                    texts.append(memo.get(int(str(value)), ""))
     return names
 
 

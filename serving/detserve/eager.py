@@ -1,9 +1,9 @@
 """Eager: the framework's own inference on the source checkpoint, the reference for everything that is served.
 
-It shares no pre- or post-processing with the worker: images are decoded by torchvision.io where that can, one
-image goes in at a time, and torchvision's own transform, forward and post-processing do the rest. For a foreign
-ONNX file there is no framework model; there it is onnxruntime with a plain decoding in NumPy, written apart from the
-worker's.
+It shares no pre- or post-processing with the worker: one image goes in at a time, and torchvision's own transform,
+forward and post-processing do the rest. (Only the decoder is the same library, Pillow; torchvision's is deprecated.)
+For a foreign ONNX file there is no framework model; there it is onnxruntime with a plain decoding in NumPy, written
+apart from the worker's.
 """
 
 import io
@@ -21,7 +21,6 @@ from dethandlers.families.torchvision_detection import build_module
 from dethandlers.runtimes.torch_runtime import set_tf32
 from dethandlers.spec import Spec
 from PIL import Image, ImageOps
-from torchvision.io import ImageReadMode, decode_image
 
 from detserve.checkpoint import load_state_dict
 from detserve.errors import CheckpointError, DetserveError
@@ -233,24 +232,17 @@ _Row = tuple[npt.NDArray[np.float64], float, int]
 
 
 def decode_rgb(data: bytes) -> npt.NDArray[np.uint8]:
-    """Decode an image to ``(H, W, 3)`` uint8 RGB with its EXIF orientation applied.
-
-    By torchvision.io, and by Pillow what that does not read.
+    """Decode an image to ``(H, W, 3)`` uint8 RGB with its EXIF orientation applied, as training scripts do: by Pillow.
 
     Raises:
-        DetserveError: neither can.
+        DetserveError: Pillow cannot.
     """
-    encoded = torch.frombuffer(bytearray(data or b"\0"), dtype=torch.uint8)
-    try:
-        pixels = decode_image(encoded, mode=ImageReadMode.RGB, apply_exif_orientation=True)
-        if pixels.dtype == torch.uint8:
-            return np.ascontiguousarray(pixels.permute(1, 2, 0).numpy())
-        return np.ascontiguousarray((pixels.permute(1, 2, 0).numpy() >> 8).astype(np.uint8))
-    except (RuntimeError, ValueError):
-        pass
     try:
         with Image.open(io.BytesIO(data)) as image:
-            return np.array(ImageOps.exif_transpose(image).convert("RGB"))
+            upright = ImageOps.exif_transpose(image)
+            if upright.mode.startswith("I;16"):
+                upright = Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
+            return np.array(upright.convert("RGB"))
     except (OSError, SyntaxError, ValueError) as error:
         raise DetserveError(f"got {len(data)} bytes that eager cannot decode ({error}), expected an image.") from error
 

@@ -7,7 +7,9 @@ import hashlib
 import json
 import os
 import stat
+import struct
 import tempfile
+import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -23,6 +25,11 @@ MANIFEST_FILE = "MAR-INF/MANIFEST.json"
 # A manifest must carry a date; a fixed one keeps the bytes equal (the earliest that a zip can hold).
 _CREATED_ON = "01/01/1980 00:00:00"
 _ZIP_TIME = (1980, 1, 1, 0, 0, 0)
+_ZIP_DATE = 0x21  # the same day as zip files spell it
+_ATTRIBUTES = (stat.S_IFREG | 0o644) << 16
+_UNIX = 3
+# Larger ones have wider headers.
+_LARGEST_PLAIN_ZIP = 1 << 31
 _PICKLES = (".pth", ".pt", ".pkl", ".pickle", ".bin", ".ckpt", ".joblib", ".npy", ".npz")
 _CHUNK = 1 << 20
 
@@ -38,8 +45,11 @@ class Member:
 
 def manifest_json(*, name: str, version: str, serialized_file: str, handler: str, config_file: str) -> str:
     """Write the manifest by torch-model-archiver's own classes, with a fixed date."""
-    from model_archiver.manifest_components.manifest import Manifest
-    from model_archiver.manifest_components.model import Model
+    with warnings.catch_warnings():
+        # Its version module leaves a file open.
+        warnings.simplefilter("ignore", ResourceWarning)
+        from model_archiver.manifest_components.manifest import Manifest
+        from model_archiver.manifest_components.model import Model
 
     model = Model(
         model_name=name,
@@ -78,8 +88,8 @@ def write_mar(path: Path, members: Mapping[str, bytes]) -> list[Member]:
         with os.fdopen(handle, "wb") as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
             for name in sorted(contents):
                 entry = zipfile.ZipInfo(name, _ZIP_TIME)
-                entry.external_attr = (stat.S_IFREG | 0o644) << 16
-                entry.create_system = 3
+                entry.external_attr = _ATTRIBUTES
+                entry.create_system = _UNIX
                 archive.writestr(entry, contents[name])
         Path(temporary).chmod(0o644)
         Path(temporary).replace(path)
@@ -100,7 +110,9 @@ def write_mar(path: Path, members: Mapping[str, bytes]) -> list[Member]:
 def check_archive(path: Path) -> list[Member]:
     """Check an archive's members: safe names, whole, each with the digest that ``SHA256SUMS`` states, no pickle.
 
-    An archive that is not of detserve (neither spec nor digests in it) is only checked for safe names and wholeness.
+    Of an archive of detserve every byte is checked: the members by their digests, the zip's own by what ``write_mar``
+    writes. An archive that is not of detserve (neither spec nor digests in it) is only checked for safe names and
+    wholeness.
 
     Raises:
         ArchiveError: names the member that is at fault.
@@ -147,7 +159,7 @@ def _opened(path: Path) -> Iterator[zipfile.ZipFile]:
         archive = zipfile.ZipFile(path)
     except FileNotFoundError as error:
         raise ArchiveError(f"archive {path}: there is none. Build it with `detserve archive SPEC.yaml`.") from error
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
+    except Exception as error:  # a damaged directory fails in many ways
         raise ArchiveError(
             f"archive {path.name}: not a zip file, or its directory is damaged ({error}). Copy or build it again."
         ) from error
@@ -156,31 +168,35 @@ def _opened(path: Path) -> Iterator[zipfile.ZipFile]:
 
 
 def _check_members(archive: zipfile.ZipFile, path: Path) -> list[Member]:
+    every = [entry.filename for entry in archive.infolist()]
+    for entry in archive.infolist():
+        _check_name(entry, every, path)
     entries = [entry for entry in archive.infolist() if not entry.is_dir()]
     names = [entry.filename for entry in entries]
-    for entry in entries:
-        _check_name(entry, names, path)
     members = [Member(entry.filename, entry.file_size, _digest(archive, entry, path)) for entry in entries]
     if MANIFEST_FILE not in names:
         raise ArchiveError(f"archive {path.name}: {MANIFEST_FILE} is missing. This is no archive for TorchServe.")
     if DIGESTS_FILE in names or SPEC_FILE in names:
         _check_digests(archive, members, path)
-        pickled = [name for name in names if name.endswith(_PICKLES)]
+        pickled = [name for name in names if name.lower().endswith(_PICKLES)]
         if pickled:
             raise ArchiveError(
                 f"archive {path.name}: got {pickled[0]}, which may hold a pickle, expected weights as safetensors or "
                 "ONNX. Build it again with `detserve archive`."
             )
+        _check_frame(archive.infolist(), path)
     return members
 
 
 def _check_name(entry: zipfile.ZipInfo, names: list[str], path: Path) -> None:
     name = entry.filename
     parts = PurePosixPath(name).parts
-    if name.startswith("/") or "\\" in name or ".." in parts or (parts and ":" in parts[0]):
+    if name.startswith("/") or "\\" in name or ".." in parts or not parts or ":" in parts[0]:
         raise ArchiveError(f"archive {path.name}: member {name!r} leads out of the archive. Do not use this file.")
     if stat.S_ISLNK(entry.external_attr >> 16):
         raise ArchiveError(f"archive {path.name}: member {name!r} is a symbolic link. Do not use this file.")
+    if name.removesuffix("/") != str(PurePosixPath(name)):
+        raise ArchiveError(f"archive {path.name}: member {name!r} is spelt in a roundabout way. Do not use this file.")
     if names.count(name) > 1:
         raise ArchiveError(f"archive {path.name}: member {name!r} stands in it twice. Do not use this file.")
 
@@ -191,7 +207,7 @@ def _digest(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, path: Path) -> str
         with archive.open(entry) as file:
             while chunk := file.read(_CHUNK):
                 digest.update(chunk)
-    except (zipfile.BadZipFile, OSError, EOFError, ValueError, NotImplementedError, RuntimeError) as error:
+    except Exception as error:  # each compression fails in its own ways
         raise ArchiveError(
             f"archive {path.name}: member {entry.filename} is damaged ({error}). Copy or build the archive again."
         ) from error
@@ -219,3 +235,60 @@ def _check_digests(archive: zipfile.ZipFile, members: list[Member], path: Path) 
             )
     if listed:
         raise ArchiveError(f"archive {path.name}: member {next(iter(listed))} is in {DIGESTS_FILE}, but missing.")
+
+
+def _check_frame(entries: list[zipfile.ZipInfo], path: Path) -> None:
+    """Refuse what stands around the members and is not what ``write_mar`` writes there.
+
+    No digest covers it, and it is read in two ways: Java unpacks by the header before each member, Python reads by the
+    directory at the end. A member that stands only in one of them would be served without having been checked.
+    """
+    if path.stat().st_size >= _LARGEST_PLAIN_ZIP:
+        return
+    with path.open("rb") as file:
+        end = 0
+        for offset, expected in _frame(entries):
+            file.seek(offset)
+            got = file.read(len(expected))
+            if got != expected:
+                place = offset + next(
+                    (i for i, (a, b) in enumerate(zip(got, expected, strict=False)) if a != b), len(got)
+                )
+                break
+            end = offset + len(expected)
+        else:
+            place = end
+            if not file.read(1):
+                return
+    raise ArchiveError(
+        f"archive {path.name}: its zip structure is not what detserve writes, from byte {place} on: it was changed or "
+        "packed again after it was built. Copy or build it again."
+    )
+
+
+def _frame(entries: list[zipfile.ZipInfo]) -> Iterator[tuple[int, bytes]]:
+    """Yield what a plain zip of stored members has beside their content: offset and bytes, to the file's end."""
+    at = 0
+    directory = b""
+    for entry in entries:
+        name = entry.filename.encode()
+        flags = 0 if name.isascii() else 0x800  # the name is UTF-8
+        shared = struct.pack(
+            "<4H3L2H",
+            flags,
+            zipfile.ZIP_STORED,
+            0,
+            _ZIP_DATE,
+            entry.CRC,
+            entry.file_size,
+            entry.file_size,
+            len(name),
+            0,
+        )
+        header = b"PK\3\4" + struct.pack("<H", 20) + shared + name
+        yield at, header
+        directory += b"PK\1\2" + struct.pack("<BBH", 20, _UNIX, 20) + shared
+        directory += struct.pack("<3H2L", 0, 0, 0, _ATTRIBUTES, at) + name
+        at += len(header) + entry.file_size
+    count = len(entries)
+    yield at, directory + b"PK\5\6" + struct.pack("<4H2LH", 0, 0, count, count, len(directory), at, 0)

@@ -135,7 +135,7 @@ def _token(args: argparse.Namespace) -> int:
     from detserve import server
 
     token = server.token(server.Instance.named(args.instance), args.kind)
-    if token.expires_at is not None:
+    if token.expires_at is not None and sys.stdout.isatty():  # not into the terminal of a `curl … $(…)`
         _say(f"valid until {_local(token.expires_at)}")
     if args.json:
         expires = token.expires_at.isoformat() if token.expires_at else None
@@ -169,7 +169,7 @@ def _stop(args: argparse.Namespace) -> int:
 def curl_line(status: "ServerStatus", model: str, instance: str | None) -> str:
     """Return the command that sends an image to a model, to be copied."""
     which = f" --instance {instance}" if instance else ""
-    token = f'-H "Authorization: Bearer $(detserve serve token{which} 2>/dev/null)" ' if status.token_auth else ""
+    token = f'-H "Authorization: Bearer $(detserve serve token{which})" ' if status.token_auth else ""
     return f"curl {token}{status.inference_url}/predictions/{model} -T IMAGE"
 
 

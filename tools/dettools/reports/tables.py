@@ -1,5 +1,9 @@
 """A comparison as a table in the terminal."""
 
+from collections.abc import Sequence
+from pathlib import PurePath
+
+from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -26,19 +30,21 @@ def comparison_table(comparison: Comparison) -> Table:
     keypoints = any(image.max_keypoint_delta_px is not None for image in images)
     left_out = len(comparison.images) - len(images)
     caption = f"the {len(images)} worst; {left_out} more images are in comparison.json" if left_out else None
-    table = Table(caption=caption, caption_justify="left", header_style="bold")
+    reasons = any(_reasons(image) for image in images)
+    table = Table(caption=caption, caption_justify="left", header_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("image", overflow="fold")
-    for name in ("eager", "served", "matched", "max |Δbox| px", "max |Δscore|"):
-        table.add_column(name, justify="right")
+    for name in ("eager", "served", "matched", "|Δbox| px", "|Δscore|"):
+        table.add_column(name, justify="right", no_wrap=True)
     if masks:
-        table.add_column("min mask IoU", justify="right")
+        table.add_column("mask IoU", justify="right", no_wrap=True)
     if keypoints:
-        table.add_column("max |Δkeypoint| px", justify="right")
-    table.add_column("tier")
-    table.add_column("reasons", overflow="fold")
-    for image in images:
+        table.add_column("|Δkeypoint| px", justify="right", no_wrap=True)
+    table.add_column("tier", no_wrap=True)
+    if reasons:
+        table.add_column("reasons", overflow="fold")
+    for image, name in zip(images, _short_names([image.image for image in images]), strict=True):
         cells = [
-            escape(image.image),
+            escape(name),
             "–" if image.eager is None else str(len(image.eager)),
             "–" if image.served is None else str(len(image.served)),
             str(len(image.pairs)),
@@ -49,7 +55,7 @@ def comparison_table(comparison: Comparison) -> Table:
             cells.append("–" if image.min_mask_iou is None else f"{image.min_mask_iou:.4f}")
         if keypoints:
             cells.append("–" if image.max_keypoint_delta_px is None else f"{image.max_keypoint_delta_px:.3g}")
-        cells += [image.tier or "none", escape(_reasons(image))]
+        cells += [image.tier or "none", *([escape(_reasons(image))] if reasons else [])]
         table.add_row(*cells, style=None if image.passed else "red")
     return table
 
@@ -66,6 +72,12 @@ def summary_line(comparison: Comparison) -> str:
         f"{sum(len(image.pairs) for image in comparison.images)} detections matched, "
         f"max |Δbox| {box:.3g} px, max |Δscore| {score:.2g}" + (f"; {reasons}" if reasons else "")
     )
+
+
+def _short_names(paths: Sequence[str]) -> list[str]:
+    """Return the file names where they tell the images apart, else the paths."""
+    names = [PurePath(path).name for path in paths]
+    return names if len(set(names)) == len(names) else list(paths)
 
 
 def _reasons(image: ImageComparison) -> str:
