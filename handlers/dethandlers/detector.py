@@ -85,8 +85,13 @@ class Detector:
         """End the decoding threads."""
         self._threads.shutdown()
 
-    def detect(self, requests: Sequence[Request]) -> list[Answer | RequestError]:
-        """Answer a batch, in its order; a request that fails has its error in its place."""
+    def detect(self, requests: Sequence[Request], *, batch_size: int | None = None) -> list[Answer | RequestError]:
+        """Answer a batch, in its order; a request that fails has its error in its place.
+
+        Args:
+            requests: the batch.
+            batch_size: of the answers, when requests of the batch were refused before they came here.
+        """
         works = (
             list(self._threads.map(self._begin, requests))
             if len(requests) > 1
@@ -102,7 +107,7 @@ class Detector:
                 groups[key].append(position)
         for positions in groups.values():
             group = [work for position in positions if isinstance(work := works[position], _Work)]
-            for position, result in zip(positions, self._answer(group, len(requests)), strict=True):
+            for position, result in zip(positions, self._answer(group, batch_size or len(requests)), strict=True):
                 results[position] = result
         return [result for result in results if result is not None]
 
@@ -155,6 +160,8 @@ class Detector:
             done = time.perf_counter()
         except RequestError as error:
             return error
+        except (RuntimeError, MemoryError) as error:
+            return _failure("decoding or preprocessing", "", error)
         return _Work(request, prepared, {"decode": (decoded - begun) * 1e3, "preprocess": (done - decoded) * 1e3})
 
     def _decode(self, data: bytes) -> torch.Tensor:
@@ -170,18 +177,11 @@ class Detector:
     def _answer(self, works: list[_Work], batch_size: int) -> list[Answer | RequestError]:
         try:
             return list(self._forward(works, batch_size))
-        except (RuntimeError, MemoryError) as error:
+        except (RuntimeError, MemoryError, ArtefactError) as error:
             if len(works) > 1:
                 return [result for work in works for result in self._answer([work], batch_size)]
             width, height = works[0].prepared.original_size[::-1]
-            return [
-                RequestError(
-                    f"the forward pass failed on this image of {width}×{height} pixels: {str(error)[:300]}. "
-                    "Send it smaller, or look into the model's log.",
-                    type="inference_failed",
-                    code=507 if isinstance(error, MemoryError) or "memory" in str(error) else 500,
-                )
-            ]
+            return [_failure("the forward pass", f" of {width}×{height} pixels", error)]
 
     def _forward(self, works: list[_Work], batch_size: int) -> Iterable[Answer]:
         limits = _loosest(works)
@@ -230,6 +230,17 @@ def _loosest(works: Sequence[_Work]) -> Limits:
         ),
         masks=any(option.masks for option in options),
         keypoints=any(option.keypoints for option in options),
+    )
+
+
+def _failure(stage: str, size: str, error: Exception) -> RequestError:
+    reason = f"{stage} failed on this image{size}: {str(error)[:300]}"
+    if isinstance(error, ArtefactError):
+        return RequestError(reason, type="inference_failed", code=500)
+    return RequestError(
+        f"{reason}. Send it smaller, or look into the model's log.",
+        type="inference_failed",
+        code=507 if isinstance(error, MemoryError) or "memory" in str(error) else 500,
     )
 
 

@@ -35,22 +35,29 @@ class DetectionHandler:
         from dethandlers.payload import OPTIONS_HEADER, split_row
         from dethandlers.responses import to_json_text
 
-        if context.get_request_header(0, "describe") == "True":
-            return [json.dumps(self._detector.describe()) for _ in data]
         detector = self._detector
         spec = detector.spec
-        slots: list[RequestError | Request] = []
+        slots: list[RequestError | Request | None] = []
         for index, row in enumerate(data):
+            if context.get_request_header(index, "describe") == "True":
+                slots.append(None)
+                continue
             headers = {name.lower(): value for name, value in context.get_all_request_header(index).items()}
+            # TorchServe keeps the headers of a form's fields under the fields' names: those are no text.
+            header = headers.get(OPTIONS_HEADER.lower(), "")
             try:
-                image, values = split_row(row, headers.get(OPTIONS_HEADER.lower(), ""))
+                image, values = split_row(row, header if isinstance(header, str) else "")
                 options = parse_options(values, spec.serving, spec.categories, detector.family.capabilities)
                 slots.append(Request(image, options))
             except RequestError as error:
                 slots.append(error)
-        answers = iter(detector.detect([slot for slot in slots if isinstance(slot, Request)]))
+        accepted = [slot for slot in slots if isinstance(slot, Request)]
+        answers = iter(detector.detect(accepted, batch_size=len(data)))
         texts = []
         for index, slot in enumerate(slots):
+            if slot is None:
+                texts.append(json.dumps(detector.describe()))
+                continue
             result = slot if isinstance(slot, RequestError) else next(answers)
             context.set_response_content_type(index, "application/json")
             if isinstance(slot, RequestError) or isinstance(result, RequestError):

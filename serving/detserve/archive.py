@@ -32,12 +32,13 @@ from dethandlers.detector import Detector
 from dethandlers.errors import ArtefactError, DetectorError
 from dethandlers.families.torchvision_detection import build_module
 from dethandlers.spec import Serving, Source, Spec
+from safetensors import SafetensorError
 from safetensors.torch import save
 from torchvision.ops import FrozenBatchNorm2d
 
 from detserve.checkpoint import load_state_dict
 from detserve.eager import EagerModel, eager_from_source
-from detserve.errors import ArchiveError, CheckpointError, SpecError
+from detserve.errors import ArchiveError, CheckpointError, DetserveError, SpecError
 from detserve.mar import MANIFEST_FILE, Member, check_archive, manifest_json, unpacked, write_mar
 from detserve.resolve import resolve_spec
 
@@ -151,6 +152,10 @@ def verify_archive(path: Path) -> Verification:
             drift = _golden_drift(artefact)
         except DetectorError as error:
             raise ArchiveError(f"archive {path.name}: {error}") from error
+        except SafetensorError as error:
+            raise ArchiveError(
+                f"archive {path.name}: the weights are no safetensors ({error}). Build it again."
+            ) from error
         notes = []
         if _code_members() != {
             name: (folder / name).read_bytes() for name in _code_members() if (folder / name).is_file()
@@ -215,7 +220,10 @@ def _golden_image(spec: Spec, folder: Path, given: Path | None) -> tuple[str, by
 
 def _golden(eager: EagerModel, image: tuple[str, bytes], serving: Serving) -> tuple[str, Golden]:
     threshold = max(serving.score_threshold, serving.min_score_threshold)
-    found = eager.detect(image[1], threshold, serving.max_detections)
+    try:
+        found = eager.detect(image[1], threshold, serving.max_detections)
+    except DetserveError as error:
+        raise SpecError(f"golden_image: {error} Give another one with --golden-image.") from error
     return image[0], Golden(image[1], threshold, serving.max_detections, found)
 
 

@@ -7,7 +7,7 @@ replaced: every image is resized and padded as if it were alone, and only images
 pass.
 """
 
-import math
+import inspect
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 from torchvision.models import detection as detection_models
-from torchvision.models import get_model, list_models
+from torchvision.models import get_model, get_model_builder, list_models
 from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import FrozenBatchNorm2d
 
@@ -71,12 +71,27 @@ def build_module(spec: Spec, state: Mapping[str, torch.Tensor]) -> nn.Module:
         raise ArtefactError(
             f"builder {spec.builder} does not take builder_options {spec.builder_options}: {error}. Correct the spec."
         ) from error
+    unknown = sorted(spec.builder_options.keys() - _arguments(spec.builder, module))
+    if unknown:
+        raise ArtefactError(
+            f"builder_options: got {unknown[0]!r}, expected one of {', '.join(sorted(_arguments(spec.builder, module)))}. "
+            "Correct the spec."
+        )
     _restore_frozen_norms(module, state, spec.norm_eps)
     misfit = describe_misfit(module.state_dict(), state)
     if misfit:
         raise ArtefactError(f"weights do not fit {spec.builder} with {spec.num_classes} classes: {misfit}")
     module.load_state_dict(state)
     return module.eval()
+
+
+def _arguments(builder: str, module: nn.Module) -> set[str]:
+    """Return what a builder and its model take by name: torchvision's models swallow any other keyword in silence."""
+    makers: list[Any] = [get_model_builder(builder), *(kind.__init__ for kind in type(module).__mro__[:-1])]
+    parameters = [parameter for maker in makers for parameter in inspect.signature(maker).parameters.values()]
+    by_name = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    names = {parameter.name for parameter in parameters if parameter.kind in by_name}
+    return names - {"self", "weights", "weights_backbone", "num_classes", "backbone", *REQUEST_ARGUMENTS}
 
 
 def describe_misfit(expected: Mapping[str, torch.Tensor], got: Mapping[str, torch.Tensor]) -> str:
@@ -186,8 +201,8 @@ class _Core(nn.Module):
 
     def forward(self, batch: Batch) -> list[dict[str, torch.Tensor]]:
         """Return per image ``boxes`` xyxy in the prepared frame, ``scores``, ``labels`` and what else the model has."""
-        # torchvision keeps score > threshold; the contract is score >= threshold.
-        self._heads.score_thresh = math.nextafter(batch.limits.score_threshold, -1.0)
+        # torchvision keeps score > threshold, compared in float32; the contract is score >= threshold.
+        self._heads.score_thresh = float(np.nextafter(np.float32(batch.limits.score_threshold), np.float32(-1.0)))
         self._heads.detections_per_img = batch.limits.max_detections
         self.module.transform.sizes = list(batch.sizes)  # type: ignore[union-attr]
         detections: list[dict[str, torch.Tensor]] = self.module(batch.pixels)

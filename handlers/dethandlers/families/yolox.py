@@ -45,9 +45,9 @@ class YoloxFamily:
                 f"decoding.strides: got {bad[0]}, expected divisors of the input {height}×{width}. Correct the spec."
             )
         self.spec = spec
-        self._label_of_model_label = torch.full(
-            (max(category.model_label for category in spec.categories) + 1,), -1, dtype=torch.int64
-        )
+        self._classes = max(category.model_label for category in spec.categories) + 1
+        # One place more, for all classes of the network beyond the map.
+        self._label_of_model_label = torch.full((self._classes + 1,), -1, dtype=torch.int64)
         for label, category in enumerate(spec.categories):
             self._label_of_model_label[category.model_label] = label
         self._cells, self._strides = _grid(height, width, spec.decoding.strides)
@@ -67,10 +67,9 @@ class YoloxFamily:
             ArtefactError: the network's output has another shape than the spec describes.
         """
         raw: torch.Tensor = outputs[0]
-        classes = len(self._label_of_model_label)
-        if raw.ndim != 3 or raw.shape[1] != len(self._cells) or raw.shape[2] < 5 + classes:
+        if raw.ndim != 3 or raw.shape[1] != len(self._cells) or raw.shape[2] < 5 + self._classes:
             raise ArtefactError(
-                f"network output: got {tuple(raw.shape)}, expected (batch, {len(self._cells)}, {5 + classes} or more) "
+                f"network output: got {tuple(raw.shape)}, expected (batch, {len(self._cells)}, {5 + self._classes} or more) "
                 "from preprocessing.size, decoding.strides and the categories. Correct the spec."
             )
         raw = raw.float()
@@ -86,7 +85,7 @@ class YoloxFamily:
         self, boxes: torch.Tensor, scores: torch.Tensor, model_labels: torch.Tensor, source: Prepared, limits: Limits
     ) -> Detections:
         labels = self._label_of_model_label.to(model_labels.device)[
-            model_labels.clamp(max=len(self._label_of_model_label) - 1)
+            model_labels.clamp(max=self._classes)
         ]
         above = (scores >= limits.score_threshold) & (labels >= 0)
         boxes, scores, labels = boxes[above], scores[above], labels[above]
