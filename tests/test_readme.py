@@ -1,7 +1,7 @@
 """The README's commands run as they stand, in its order; those that cannot run here are marked with the reason.
 
-A block ```bash is run; one that follows the comment `<!-- not run: reason -->` is not. The server's ports are the only thing
-changed, so that a taken 8080 does not matter.
+A block ```bash is run; one that follows the comment `<!-- not run: reason -->` is not. The server's ports are the only
+thing changed, so that a taken 8080 does not matter.
 """
 
 import os

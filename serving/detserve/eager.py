@@ -165,7 +165,13 @@ class YoloxEager:
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
         # The bytes, because an archive's unpacked file is gone after this.
-        self._session = onnxruntime.InferenceSession(weights.read_bytes(), options, providers=["CPUExecutionProvider"])
+        content = weights.read_bytes()
+        try:
+            self._session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # onnxruntime's exceptions share no root
+            raise CheckpointError(
+                f"weights {weights.name}: onnxruntime cannot load it ({error}). Expected a YOLOX in ONNX format."
+            ) from error
         self._spec = spec
         self.categories = spec.categories
         self.source = f"onnxruntime {onnxruntime.__version__} on the CPU with a plain decoding, {source}"

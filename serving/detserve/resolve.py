@@ -1,30 +1,15 @@
 """From what a spec says to what a checkpoint needs: the number of classes, and which output is which category."""
 
-import difflib
-import inspect
-import re
 from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
 from dethandlers.errors import ArtefactError
-from dethandlers.families.torchvision_detection import REQUEST_ARGUMENTS, build_module
+from dethandlers.families.torchvision_detection import build_module
 from dethandlers.spec import Spec
-from torchvision.models import get_model_builder
 
 from detserve.categories import assign_model_labels, candidate_class_counts
 from detserve.errors import CheckpointError, SpecError
-
-# Arguments of torchvision's builders and classes that no spec can give: modules, and what detserve itself sets.
-_NO_OPTION = re.compile(
-    "|".join(
-        [
-            *REQUEST_ARGUMENTS,
-            "self|kwargs|weights|weights_backbone|progress|num_classes|backbone|transform|rpn|roi_heads|norm_layer",
-            "proposal_matcher|.*head|.*predictor|.*roi_pool|.*anchor_generator",
-        ]
-    )
-)
 
 
 def resolve_spec(spec: Spec, state: Mapping[str, torch.Tensor] | None) -> Spec:
@@ -67,23 +52,7 @@ def _build_meta(spec: Spec, state: Mapping[str, torch.Tensor]) -> None:
     """Build the model without memory, only to compare names and shapes."""
     try:
         with torch.device("meta"):
-            module = build_module(spec, {name: tensor.to("meta") for name, tensor in state.items()})
+            build_module(spec, {name: tensor.to("meta") for name, tensor in state.items()})
     except ArtefactError as error:
         kind = CheckpointError if "weights do not fit" in str(error) else SpecError
         raise kind(str(error)) from error
-    _check_options(spec, module)
-
-
-def _check_options(spec: Spec, module: torch.nn.Module) -> None:
-    """Refuse an option that torchvision would take and ignore: its classes swallow unknown keyword arguments."""
-    makers = [vars(kind).get("__init__") for kind in type(module).__mro__ if kind.__module__.startswith("torchvision.")]
-    functions = [get_model_builder(spec.builder), *(maker for maker in makers if maker)]
-    arguments = {name for function in functions for name in inspect.signature(function).parameters}
-    known = {name for name in arguments if not _NO_OPTION.fullmatch(name)}
-    for name in spec.builder_options:
-        if name not in known:
-            close = difflib.get_close_matches(name, known, n=1)
-            hint = f" Did you mean {close[0]!r}?" if close else ""
-            raise SpecError(
-                f"builder_options: {spec.builder} does not take {name!r}.{hint} It takes {', '.join(sorted(known))}."
-            )

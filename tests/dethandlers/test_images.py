@@ -76,7 +76,7 @@ def test_an_empty_body_is_refused():
         (b"\x00\x01\x02\x03" * 50, "begins with 00 01 02 03"),
         (b"\xff\xd8", "begins with ff d8"),
         (b"%PDF-1.7\n%\xe2\xe3", "begins with 25 50 44 46"),
-        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "begins with \"<svg"),
+        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", 'begins with "<svg'),
     ],
     ids=["text", "html", "binary", "two bytes of a JPEG", "pdf", "svg"],
 )
@@ -459,11 +459,12 @@ def mutations():
 
 def test_mutated_files_are_decoded_or_refused_and_nothing_else():
     decoded_count = refused_count = 0
+    codes = set()
     for number, data in enumerate(mutations()):
         try:
             pixels = decode_image(data, max_pixels=1_000_000, min_side=8)
         except ImageError as error:
-            assert error.code in (400, 413, 415), number
+            codes.add(error.code)
             refused_count += 1
         else:
             assert pixels.dtype == torch.uint8, number
@@ -473,6 +474,7 @@ def test_mutated_files_are_decoded_or_refused_and_nothing_else():
     # Both happen often, or the test tests little.
     assert decoded_count > 100
     assert refused_count > 100
+    assert codes == {400, 413, 415}
 
 
 def test_decoding_in_threads_leaves_the_process_s_warnings_as_they_were():

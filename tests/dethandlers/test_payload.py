@@ -97,7 +97,7 @@ def test_a_request_without_an_image_is_refused(row):
     ],
 )
 def test_a_request_with_two_images_is_refused(row):
-    with pytest.raises(ImageError, match="got several images .*, expected one"):
+    with pytest.raises(ImageError, match=r"got several images .*, expected one"):
         split_row(row)
 
 

@@ -40,9 +40,7 @@ def test_resize_normalise_and_pad_equal_torchvision_s_transform(min_size, max_si
 
 
 def test_a_fixed_size_equals_torchvision_s_transform():
-    transform = GeneralizedRCNNTransform(
-        96, 96, list(MEAN), list(STD), size_divisible=1, fixed_size=(120, 96)
-    ).eval()
+    transform = GeneralizedRCNNTransform(96, 96, list(MEAN), list(STD), size_divisible=1, fixed_size=(120, 96)).eval()
     for seed, (height, width) in enumerate(SIZES):
         image = image_of(height, width, seed)
         reference, _ = transform([image.float() / 255])

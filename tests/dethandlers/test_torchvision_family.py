@@ -116,12 +116,12 @@ def test_what_every_request_sets_is_refused_as_a_builder_option(name):
 
 def test_an_option_that_the_builder_does_not_take_is_refused():
     # torchvision itself would swallow both in silence.
-    with pytest.raises(ArtefactError, match="builder_options: got 'min_sise', expected one of .* min_size"):
+    with pytest.raises(ArtefactError, match=r"builder_options: got 'min_sise', expected one of .* min_size"):
         build_module(spec_of(builder_options={"min_size": 192, "min_sise": 192}), {})
     with pytest.raises(ArtefactError, match="builder_options: got 'colour'"):
         build_module(spec_of(SSDLITE, builder_options={"colour": "red"}), {})
-    with pytest.raises(ArtefactError, match=r"does not take builder_options \{'min_size': 'small'\}"):
-        build_module(spec_of(builder_options={"min_size": "small"}), {})
+    with pytest.raises(ArtefactError, match=r"does not take builder_options \{'num_classes': 3\}"):
+        build_module(spec_of(builder_options={"num_classes": 3}), {})
 
 
 def test_a_missing_number_of_classes_is_refused():
@@ -154,7 +154,7 @@ def test_half_precision_storage_is_widened(faster_rcnn):
 
 
 def frozen_model(state, eps):
-    """The model as fine-tuning from pretrained weights leaves it: frozen norms of that epsilon, made apart from ours."""
+    """Make the model as fine-tuning from pretrained weights leaves it: frozen norms of that epsilon."""
     model = get_model(FASTER_RCNN, weights=None, weights_backbone=None, num_classes=NUM_CLASSES, **OPTIONS[FASTER_RCNN])
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
@@ -195,14 +195,14 @@ def test_frozen_norms_are_put_back_with_the_epsilon_of_the_spec(frozen_state, im
 
 
 def test_another_epsilon_gives_other_detections(frozen_state, images):
-    """Trained with 0.0 and served with torchvision's 1e-5: scores move by 0.4 and more."""
+    """Trained with 0.0 and served with torchvision's 1e-5: a score among the first twenty moves by 0.6."""
     expected = outputs(build_module(spec_of(norm_eps=0.0), frozen_state), images)
     wrong = outputs(build_module(spec_of(norm_eps=None), frozen_state), images)
     drift = max(
         float((one["scores"][:20] - other["scores"][:20]).abs().max())
         for one, other in zip(expected, wrong, strict=True)
     )
-    assert drift > 0.01
+    assert drift > 0.3
 
 
 def test_ordinary_norms_stay_ordinary(faster_rcnn):
@@ -271,4 +271,6 @@ def test_detections_come_best_first(random_model, detector, images):
     for found in answers(detector, images[:3], options_of(random_model)):
         assert np.all(np.diff(found.scores) <= 0)
         assert np.all(found.boxes_xyxy >= 0)
-        assert re.fullmatch("float32 float32 int64", f"{found.boxes_xyxy.dtype} {found.scores.dtype} {found.labels.dtype}")
+        assert re.fullmatch(
+            "float32 float32 int64", f"{found.boxes_xyxy.dtype} {found.scores.dtype} {found.labels.dtype}"
+        )

@@ -30,7 +30,7 @@ BUILDER = "ssdlite320_mobilenet_v3_large"
 
 @pytest.fixture(scope="module")
 def images() -> list[bytes]:
-    return random_images()
+    return random_images()[:2]
 
 
 @pytest.fixture(scope="module")
@@ -264,9 +264,9 @@ def test_one_tensor_that_does_not_fit_is_named(source, detector, tmp_path, chang
         ({"builder": ""}, SpecError, "builder: got ''"),
         ({"builder_options": {"score_thresh": 0.5}}, SpecError, "got 'score_thresh', which every request sets"),
         ({"builder_options": {"detections_per_img": 5}}, SpecError, "Use serving.score_threshold and"),
-        ({"builder_options": {"colour": 5}}, SpecError, "ssdlite320_mobilenet_v3_large does not take 'colour'"),
-        ({"builder_options": {"nms_tresh": 0.5}}, SpecError, "Did you mean 'nms_thresh'?"),
-        ({"builder_options": {"size": [3]}}, SpecError, "does not take builder_options {'size': [3]}"),
+        ({"builder_options": {"colour": 5}}, SpecError, "builder_options: got 'colour', expected one of"),
+        ({"builder_options": {"nms_tresh": 0.5}}, SpecError, "nms_thresh"),
+        ({"builder_options": {"norm_layer": 3}}, SpecError, "does not take builder_options {'norm_layer': 3}"),
         ({"golden_image": "nowhere.jpg"}, SpecError, "golden_image: cannot read"),
         ({"weights": "nowhere.pth"}, CheckpointError, "nowhere.pth, which is no file"),
         ({"weights": ""}, SpecError, "names no weights. Give them with --weights"),
@@ -278,7 +278,7 @@ def test_a_spec_that_cannot_be_packed_is_refused(source, tmp_path, change, error
     assert wanted in refused(error, dataclasses.replace(spec, **change), folder, tmp_path / "a.mar")
 
 
-@pytest.mark.parametrize("option", ["pretrained", "weights", "weights_backbone", "num_classes", "progress"])
+@pytest.mark.parametrize("option", ["pretrained", "weights", "weights_backbone", "num_classes"])
 def test_a_builder_option_cannot_fetch_weights_from_the_net(source, tmp_path, option):
     spec, folder = source
     changed = dataclasses.replace(spec, builder_options={option: True})
@@ -290,8 +290,7 @@ def test_a_golden_image_that_is_no_image_is_refused(source, tmp_path):
     spec, folder = source
     (tmp_path / "text.jpg").write_text("no image")
     message = refused(DetserveError, spec, folder, tmp_path / "a.mar", golden_image=tmp_path / "text.jpg")
-    assert "image" in message
-    assert "text.jpg" in message
+    assert "golden_image: got 8 bytes that eager cannot decode" in message
 
 
 def test_an_existing_archive_is_replaced_only_by_force(source, tmp_path):

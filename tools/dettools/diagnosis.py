@@ -186,7 +186,7 @@ def _ports(instance: Instance) -> Iterator[Finding]:
         return
     for name, port in Ports().named().items():
         try:
-            require_free("127.0.0.1", Ports(**{key: port for key in Ports().named()}))
+            require_free("127.0.0.1", Ports(**dict.fromkeys(Ports().named(), port)))
         except DetserveError:
             yield Finding(
                 f"port {port}",
@@ -251,10 +251,11 @@ def _archives(model_store: Path) -> Iterator[Finding]:
 def _archive(path: Path) -> Finding:
     try:
         members = {member.name for member in check_archive(path)}
-        model = read_json_member(path, MANIFEST_FILE)["model"]
+        manifest = read_json_member(path, MANIFEST_FILE)
     except ArchiveError as error:
         return Finding(path.name, "fail", str(error), "Build it again: detserve archive SPEC.yaml --force")
-    except (KeyError, TypeError):
+    model = manifest.get("model") if isinstance(manifest, dict) else None
+    if not isinstance(model, dict) or not model.get("modelName"):
         return Finding(path.name, "fail", f"{MANIFEST_FILE} names no model", "Build it again with `detserve archive`.")
     config = model.get("configFile")
     if config is not None and not str(config).endswith((".yaml", ".yml")):

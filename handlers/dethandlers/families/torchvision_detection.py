@@ -74,7 +74,8 @@ def build_module(spec: Spec, state: Mapping[str, torch.Tensor]) -> nn.Module:
     unknown = sorted(spec.builder_options.keys() - _arguments(spec.builder, module))
     if unknown:
         raise ArtefactError(
-            f"builder_options: got {unknown[0]!r}, expected one of {', '.join(sorted(_arguments(spec.builder, module)))}. "
+            f"builder_options: got {unknown[0]!r}, expected one of "
+            f"{', '.join(sorted(_arguments(spec.builder, module)))}. "
             "Correct the spec."
         )
     _restore_frozen_norms(module, state, spec.norm_eps)
@@ -87,11 +88,12 @@ def build_module(spec: Spec, state: Mapping[str, torch.Tensor]) -> nn.Module:
 
 def _arguments(builder: str, module: nn.Module) -> set[str]:
     """Return what a builder and its model take by name: torchvision's models swallow any other keyword in silence."""
-    makers: list[Any] = [get_model_builder(builder), *(kind.__init__ for kind in type(module).__mro__[:-1])]
+    makers: list[Any] = [get_model_builder(builder), *type(module).__mro__[:-1]]
     parameters = [parameter for maker in makers for parameter in inspect.signature(maker).parameters.values()]
     by_name = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     names = {parameter.name for parameter in parameters if parameter.kind in by_name}
-    return names - {"self", "weights", "weights_backbone", "num_classes", "backbone", *REQUEST_ARGUMENTS}
+    made = {"weights", "weights_backbone", "num_classes", "backbone", "rpn", "roi_heads", "transform"}
+    return names - made - set(REQUEST_ARGUMENTS)
 
 
 def describe_misfit(expected: Mapping[str, torch.Tensor], got: Mapping[str, torch.Tensor]) -> str:

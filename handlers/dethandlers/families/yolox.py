@@ -69,7 +69,8 @@ class YoloxFamily:
         raw: torch.Tensor = outputs[0]
         if raw.ndim != 3 or raw.shape[1] != len(self._cells) or raw.shape[2] < 5 + self._classes:
             raise ArtefactError(
-                f"network output: got {tuple(raw.shape)}, expected (batch, {len(self._cells)}, {5 + self._classes} or more) "
+                f"network output: got {tuple(raw.shape)}, "
+                f"expected (batch, {len(self._cells)}, {5 + self._classes} or more) "
                 "from preprocessing.size, decoding.strides and the categories. Correct the spec."
             )
         raw = raw.float()
@@ -84,9 +85,7 @@ class YoloxFamily:
     def _select(
         self, boxes: torch.Tensor, scores: torch.Tensor, model_labels: torch.Tensor, source: Prepared, limits: Limits
     ) -> Detections:
-        labels = self._label_of_model_label.to(model_labels.device)[
-            model_labels.clamp(max=self._classes)
-        ]
+        labels = self._label_of_model_label.to(model_labels.device)[model_labels.clamp(max=self._classes)]
         above = (scores >= limits.score_threshold) & (labels >= 0)
         boxes, scores, labels = boxes[above], scores[above], labels[above]
         kept = batched_nms(boxes, scores, labels, self.spec.decoding.nms_iou)[: limits.max_detections]

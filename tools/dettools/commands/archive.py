@@ -57,11 +57,11 @@ def run(args: argparse.Namespace) -> int:
     from detserve.errors import DetserveError
 
     if (args.spec is None) == (args.torchvision is None):
-        raise DetserveError("archive: give either SPEC.yaml or --torchvision BUILDER.")
+        raise DetserveError("give either SPEC.yaml or --torchvision BUILDER.")
     if args.torchvision is not None:
         missing = [f"--{name}" for name in ("weights", "categories") if getattr(args, name) is None]
         if missing:
-            raise DetserveError(f"archive: --torchvision also needs {' and '.join(missing)}.")
+            raise DetserveError(f"--torchvision also needs {' and '.join(missing)}.")
 
     from detserve.archive import build_archive
     from detserve.model_store import archive_path, default_model_store, spec_path
@@ -70,11 +70,11 @@ def run(args: argparse.Namespace) -> int:
     store: Path = args.model_store or default_model_store()
     changes = _changes(args)
     if args.spec is not None:
-        spec, folder = override_spec(load_spec(args.spec), changes, where="archive"), args.spec.parent
+        spec, folder = override_spec(load_spec(args.spec), changes, where="command line"), args.spec.parent
     else:
         base = {"name": args.weights.stem, "family": "torchvision", "builder": args.torchvision}
         base["categories"] = str(args.categories.resolve())
-        spec = parse_spec({**base, **changes}, where="archive", folder=Path())
+        spec = parse_spec({**base, **changes}, where="command line", folder=Path())
         folder = Path()
     out: Path = args.out or archive_path(store, spec.name)
     built = build_archive(
@@ -139,11 +139,11 @@ def _pairs(words: list[str], what: str) -> dict[str, Any]:
     for word in words:
         key, separator, text = word.partition("=")
         if not separator or not key:
-            raise SpecError(f"archive: {what}: got {word!r}, expected KEY=VALUE.")
+            raise SpecError(f"{what}: got {word!r}, expected KEY=VALUE.")
         try:
             pairs[key] = yaml.safe_load(text)
         except yaml.YAMLError as error:
-            raise SpecError(f"archive: {what}: {key}: got {text!r}, which is no YAML value.") from error
+            raise SpecError(f"{what}: {key}: got {text!r}, which is no YAML value.") from error
     return pairs
 
 

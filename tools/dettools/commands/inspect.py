@@ -26,7 +26,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def run(args: argparse.Namespace) -> int:
     """Show the archive; return the exit code."""
-    from dethandlers.artefact import CATEGORY_MAP_FILE, GOLDEN_FILE, SPEC_FILE
+    from dethandlers.artefact import CATEGORY_MAP_FILE, GOLDEN_FILE, SPEC_FILE, parse_category_map
+    from dethandlers.errors import ArtefactError
+    from dethandlers.spec import Spec
     from detserve.errors import ArchiveError
     from detserve.mar import MANIFEST_FILE, check_archive, read_json_member
     from detserve.model_store import default_model_store, find_archive
@@ -42,6 +44,15 @@ def run(args: argparse.Namespace) -> int:
     spec = read_json_member(path, SPEC_FILE)
     categories = read_json_member(path, CATEGORY_MAP_FILE)
     golden = read_json_member(path, GOLDEN_FILE) if GOLDEN_FILE in names else None
+    try:
+        Spec.from_json(spec, parse_category_map(categories))
+        if golden is not None:
+            len(golden["scores"]), golden["image"]
+    except (ArtefactError, AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ArchiveError(
+            f"archive {path.name}: its spec, category map or golden detections are not what this detserve writes "
+            f"({type(error).__name__}: {error}). Build it again with `detserve archive`."
+        ) from error
     document: dict[str, Any] = {
         "archive": str(path),
         "bytes": path.stat().st_size,

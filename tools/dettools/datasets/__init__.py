@@ -1,0 +1,1 @@
+"""Data sets: made here, and (later) read from other formats."""
