@@ -5,8 +5,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
-
-ROOT = Path(__file__).resolve().parent.parent
+from checkout import ROOT
 
 Serve = Callable[[list[Path], str], str]
 """Starts a server for some archives as the instance of that name, and returns the name."""

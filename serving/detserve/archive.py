@@ -279,7 +279,7 @@ def _rehearse(members: Mapping[str, bytes]) -> None:
 
 def _golden_drift(artefact: Artefact) -> str:
     """Check the golden image on this machine's CPU in fp32, whatever device and precision the spec serves with."""
-    serving = replace(artefact.spec.serving, device="cpu", precision="fp32", jpeg_decoder="cpu")
+    serving = replace(artefact.spec.serving, device="cpu", precision="fp32", jpeg_decoder="cpu", threads=0)
     detector = Detector(replace(artefact, spec=replace(artefact.spec, serving=serving)), torch.device("cpu"))
     try:
         return detector.check_golden()

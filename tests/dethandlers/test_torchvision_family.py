@@ -8,6 +8,7 @@ import pytest
 import torch
 from dethandlers.detector import Detector, Request
 from dethandlers.errors import ArtefactError
+from dethandlers.families import Batch, Limits
 from dethandlers.families.torchvision_detection import (
     REQUEST_ARGUMENTS,
     TorchvisionFamily,
@@ -216,6 +217,29 @@ def test_frozen_norms_without_an_epsilon_keep_the_builder_s(frozen_state):
     norms = [part for part in module.modules() if isinstance(part, FrozenBatchNorm2d)]
     assert {norm.eps for norm in norms} == {1e-5}
     assert not any(isinstance(part, nn.BatchNorm2d) for part in module.modules())
+
+
+# half precision
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_boxes_are_decoded_in_float32_in_half_precision_too(random_model, detector, precision):
+    """Left alone under autocast, torchvision decodes them in half: multiples of 8 px beyond 1024 px in bf16."""
+    artefact = detector.artefact
+    serving = replace(artefact.spec.serving, precision=precision)
+    half = Detector(replace(artefact, spec=replace(artefact.spec, serving=serving)), CPU)
+    try:
+        image = torch.from_numpy(decode_rgb(IMAGES[0])).permute(2, 0, 1)
+        prepared = half.family.prepare(image)
+        limits = Limits(random_model.score_threshold, 100)
+        (output,) = half.runtime.run(Batch(prepared.pixels[None], (prepared.resized_size,), limits))
+    finally:
+        half.close()
+    assert len(output["boxes"]) > 10
+    for name in ("boxes", "scores"):
+        assert output[name].dtype == torch.float32
+        coarse = output[name].to(torch.float16 if precision == "fp16" else torch.bfloat16).float()
+        assert (coarse != output[name]).float().mean() > 0.5, name
 
 
 # labels and limits

@@ -13,7 +13,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import requests
-from conftest import ROOT
+from checkout import ROOT
 from detserve import server
 from detserve.archive import build_archive
 from detserve.client import Client

@@ -147,8 +147,7 @@ def test_the_command_keeps_stdout_for_its_answer(running, capsys):
     assert len(capsys.readouterr().out.splitlines()) == 3
     curl = serve_command.curl_line(running, "echo", None)
     assert curl == (
-        'curl -H "Authorization: Bearer $(detserve serve token)" '
-        f"{running.inference_url}/predictions/echo -T IMAGE"
+        f'curl -H "Authorization: Bearer $(detserve serve token)" {running.inference_url}/predictions/echo -T IMAGE'
     )
 
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from checkout import ROOT
 from detserve.archive import build_archive
 from detserve.mar import MANIFEST_FILE, unpacked, write_mar
 from detserve.spec import load_spec

@@ -191,6 +191,28 @@ class TorchvisionFamily:
         return points.numpy()
 
 
+# The parts whose outputs are decoded: `rpn.head`, `head`, and those of the RoI heads.
+_TO_FLOAT32 = ("head", "box_predictor", "mask_predictor", "keypoint_predictor")
+
+
+def _widened(_part: nn.Module, _inputs: Any, output: Any) -> Any:
+    """Bring a head's output to float32: under autocast torchvision would decode boxes in half precision.
+
+    There the coordinates of an image of 1024 px and more are multiples of 1 px (fp16) or 8 px (bf16).
+    """
+    if isinstance(output, torch.Tensor):
+        return output.float()
+    if isinstance(output, dict):
+        return {name: _widened(_part, _inputs, value) for name, value in output.items()}
+    return type(output)(_widened(_part, _inputs, value) for value in output)
+
+
+def _with_float32_maps(_part: nn.Module, inputs: tuple[ImageList, list[torch.Tensor]]) -> Any:
+    """Show the anchor generator feature maps of float32: it takes their sizes and, for its anchors, their type."""
+    images, maps = inputs
+    return images, [one.new_empty((1, 1, *one.shape[-2:]), dtype=torch.float32) for one in maps]
+
+
 class _Core(nn.Module):
     """torchvision's model behind a transform that does nothing: the batch comes prepared and stays in its frame."""
 
@@ -200,6 +222,11 @@ class _Core(nn.Module):
         self.module = module
         heads = getattr(module, "roi_heads", module)
         self._heads = heads
+        for name, part in module.named_modules():
+            if name.rpartition(".")[2] in _TO_FLOAT32:
+                part.register_forward_hook(_widened)
+            elif name.rpartition(".")[2] == "anchor_generator":
+                part.register_forward_pre_hook(_with_float32_maps)
 
     def forward(self, batch: Batch) -> list[dict[str, torch.Tensor]]:
         """Return per image ``boxes`` xyxy in the prepared frame, ``scores``, ``labels`` and what else the model has."""
