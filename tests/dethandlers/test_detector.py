@@ -328,6 +328,7 @@ def test_a_golden_image_that_cannot_be_read_is_the_archive_s_fault(detector, gol
 def test_what_runs_is_described(model, detector):
     described = detector.describe()
     assert described["builder"] == model.builder
+    assert (described["version"], described["runtime_version"]) == ("1.0", torch.__version__)
     assert (described["runtime"], described["device"], described["precision"]) == ("torch", "cpu", "fp32")
     assert (described["tf32"], described["jpeg_decoder"], described["capabilities"]) == (False, "cpu", [])
     assert described["score_threshold"] == model.score_threshold

@@ -108,6 +108,20 @@ def test_of_many_detections_a_few_may_go_the_other_way_in_nms(precision, allowed
     assert f"(and {allowed} more of 100)" in drift(many.take(np.arange(allowed + 1, 100)), precision, golden=many)
 
 
+@pytest.mark.parametrize(("precision", "allowed"), [("fp32", 2), ("fp16", 10), ("bf16", 20)])
+def test_of_a_hundred_detections_a_few_may_drift(precision, allowed):
+    place = np.arange(100, dtype=np.float32)[:, None] * 50
+    many = Detections(
+        place + np.array([0, 0, 40, 40], np.float32),
+        np.linspace(0.99, 0.3, 100, dtype=np.float32),
+        np.zeros(100, np.int64),
+    )
+    assert drift(many.take(np.arange(allowed, 100)), precision, golden=many) == ""
+    message = drift(many.take(np.arange(allowed + 1, 100)), precision, golden=many)
+    assert message.startswith("eager found circle 0.990 on the golden image, this worker does not find it")
+    assert message.endswith(f"(and {allowed} more of 100)")
+
+
 def test_an_empty_golden_image_is_reproduced_by_nothing_and_broken_by_anything():
     empty = Detections.empty()
     assert drift(empty, golden=empty) == ""

@@ -94,7 +94,7 @@ class OnnxRuntime:
         name = torch.cuda.get_device_name(self._runs_on) if self._runs_on.type == "cuda" else "CPU"
         return {
             "runtime": "onnx",
-            "version": self.version,
+            "runtime_version": self.version,
             "device": str(self._runs_on),
             "device_name": name,
             "provider": self.provider,

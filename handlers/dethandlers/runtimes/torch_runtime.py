@@ -52,7 +52,7 @@ class TorchRuntime:
         name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "CPU"
         return {
             "runtime": "torch",
-            "version": torch.__version__,
+            "runtime_version": torch.__version__,
             "device": str(self.device),
             "device_name": name,
             "precision": self.precision,
