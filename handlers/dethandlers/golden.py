@@ -78,6 +78,8 @@ def _drifts(
         name = categories[int(golden.labels[position])].name
         score = float(golden.scores[position])
         overlaps = box_iou(golden.boxes_xyxy[position], found.boxes_xyxy)
+        # Boxes without area overlap nothing, not even themselves.
+        overlaps[np.abs(found.boxes_xyxy - golden.boxes_xyxy[position]).max(axis=1) <= tolerance.box_px] += 1.0
         overlaps[~free | (found.labels != golden.labels[position])] = 0.0
         best = int(np.argmax(overlaps)) if len(found) else -1
         if best < 0 or overlaps[best] < _MIN_IOU:

@@ -122,6 +122,12 @@ def test_of_a_hundred_detections_a_few_may_drift(precision, allowed):
     assert message.endswith(f"(and {allowed} more of 100)")
 
 
+def test_a_box_without_area_is_found_where_it_was():
+    flat = changed(boxes=[[10, 10, 10, 40], [200, 50, 200, 50], [12, 12, 111, 109]])
+    assert drift(flat, golden=flat) == ""
+    assert "eager found circle 0.900" in drift(flat.take(np.array([1, 2])), golden=flat)
+
+
 def test_an_empty_golden_image_is_reproduced_by_nothing_and_broken_by_anything():
     empty = Detections.empty()
     assert drift(empty, golden=empty) == ""

@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+import torch
 from builder_parity import spec_of, worst
 from dethandlers.families.torchvision_detection import builders
 from detserve.archive import build_archive
@@ -21,6 +22,15 @@ BATCH_DELAY_MS = 400
 
 def test_every_builder_of_torchvision_is_tested():
     assert sorted(OPTIONS) == builders()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread():
+    """As many threads as the workers have: more of them sum in another order, and random weights amplify that."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
