@@ -43,6 +43,8 @@ def describe_drift(
     score_threshold: float,
     precision: Precision,
     categories: tuple[Category, ...],
+    *,
+    strict: bool = False,
 ) -> str:
     """Compare what was found on the golden image with what eager found there.
 
@@ -54,12 +56,13 @@ def describe_drift(
         score_threshold: of both.
         precision: of the worker; decides the tolerance.
         categories: for the names in the message.
+        strict: allow none to drift, as when an archive is built or verified.
 
     Returns:
         One sentence on the first drift, or an empty string when there is none.
     """
     drifts = list(_drifts(golden, found, score_threshold, precision, categories))
-    allowed = int(TOLERANCES[precision].share * len(golden))
+    allowed = 0 if strict else int(TOLERANCES[precision].share * len(golden))
     if len(drifts) <= allowed:
         return ""
     return drifts[0] if len(drifts) == 1 else f"{drifts[0]} (and {len(drifts) - 1} more of {len(golden)})"

@@ -106,6 +106,8 @@ def test_of_many_detections_a_few_may_go_the_other_way_in_nms(precision, allowed
 
     assert drift(many.take(np.arange(allowed, 100)), precision, golden=many) == ""
     assert f"(and {allowed} more of 100)" in drift(many.take(np.arange(allowed + 1, 100)), precision, golden=many)
+    one_gone = many.take(np.arange(1, 100))
+    assert "does not find it" in describe_drift(many, one_gone, THRESHOLD, precision, CATEGORIES, strict=True)
 
 
 @pytest.mark.parametrize(("precision", "allowed"), [("fp32", 2), ("fp16", 10), ("bf16", 20)])
