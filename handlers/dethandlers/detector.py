@@ -111,11 +111,8 @@ class Detector:
                 results[position] = result
         return [result for result in results if result is not None]
 
-    def check_golden(self, *, strict: bool = False) -> str:
+    def check_golden(self) -> str:
         """Return the drift on the golden image as a sentence; empty when there is none, or no golden image.
-
-        Args:
-            strict: no detection may drift; without it a small share may, for NMS ties fall otherwise elsewhere.
 
         Raises:
             ArtefactError: the golden image itself cannot be answered.
@@ -133,7 +130,6 @@ class Detector:
             golden.score_threshold,
             self.spec.serving.precision,
             self.spec.categories,
-            strict=strict,
         )
 
     def describe(self) -> dict[str, Any]:

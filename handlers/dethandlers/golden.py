@@ -1,6 +1,5 @@
 """The golden check: the worker finds on the golden image what eager inference found when the archive was built."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,26 +13,16 @@ _MIN_IOU = 0.5
 
 @dataclass(frozen=True)
 class Tolerance:
-    """How far a golden detection may move, and how many may drift all the same.
-
-    NMS and a detector's own top-k decide between near-equal candidates, and another machine's rounding may decide
-    otherwise: of many detections, a few change their box or go. Of few (under 50 in fp32) none may.
-
-    Attributes:
-        box_px: per coordinate.
-        score: absolute.
-        share: of the detections that may drift, rounded down.
-    """
+    """How far a golden detection may move: ``box_px`` per coordinate, ``score`` absolute."""
 
     box_px: float
     score: float
-    share: float
 
 
 TOLERANCES: dict[Precision, Tolerance] = {
-    "fp32": Tolerance(box_px=0.5, score=5e-3, share=0.02),
-    "fp16": Tolerance(box_px=4.0, score=5e-2, share=0.1),
-    "bf16": Tolerance(box_px=8.0, score=1e-1, share=0.2),
+    "fp32": Tolerance(box_px=0.5, score=5e-3),
+    "fp16": Tolerance(box_px=4.0, score=5e-2),
+    "bf16": Tolerance(box_px=8.0, score=1e-1),
 }
 
 
@@ -43,12 +32,10 @@ def describe_drift(
     score_threshold: float,
     precision: Precision,
     categories: tuple[Category, ...],
-    *,
-    strict: bool = False,
 ) -> str:
     """Compare what was found on the golden image with what eager found there.
 
-    Detections within the score tolerance of the threshold may come and go, and a small share may drift.
+    Detections within the score tolerance of the threshold may come and go.
 
     Args:
         golden: eager's detections.
@@ -56,25 +43,10 @@ def describe_drift(
         score_threshold: of both.
         precision: of the worker; decides the tolerance.
         categories: for the names in the message.
-        strict: allow none to drift, as when an archive is built or verified.
 
     Returns:
         One sentence on the first drift, or an empty string when there is none.
     """
-    drifts = list(_drifts(golden, found, score_threshold, precision, categories))
-    allowed = 0 if strict else int(TOLERANCES[precision].share * len(golden))
-    if len(drifts) <= allowed:
-        return ""
-    return drifts[0] if len(drifts) == 1 else f"{drifts[0]} (and {len(drifts) - 1} more of {len(golden)})"
-
-
-def _drifts(
-    golden: Detections,
-    found: Detections,
-    score_threshold: float,
-    precision: Precision,
-    categories: tuple[Category, ...],
-) -> Iterator[str]:
     tolerance = TOLERANCES[precision]
     free = np.ones(len(found), dtype=np.bool_)
     for position in range(len(golden)):
@@ -86,20 +58,22 @@ def _drifts(
         overlaps[~free | (found.labels != golden.labels[position])] = 0.0
         best = int(np.argmax(overlaps)) if len(found) else -1
         if best < 0 or overlaps[best] < _MIN_IOU:
-            if score >= score_threshold + tolerance.score:
-                yield f"eager found {name} {score:.3f} on the golden image, this worker does not find it"
-            continue
+            if score < score_threshold + tolerance.score:
+                continue
+            return f"eager found {name} {score:.3f} on the golden image, this worker does not find it"
         free[best] = False
         shift = float(np.abs(found.boxes_xyxy[best] - golden.boxes_xyxy[position]).max())
         change = abs(float(found.scores[best]) - score)
         if shift > tolerance.box_px or change > tolerance.score:
-            yield (
+            return (
                 f"{name} {score:.3f} on the golden image moved by {shift:.2f} px and {change:.4f} in score; allowed in "
                 f"{precision} are {tolerance.box_px} px and {tolerance.score}"
             )
-    for place in np.flatnonzero(free & (found.scores >= score_threshold + tolerance.score)):
-        name = categories[int(found.labels[place])].name
-        yield f"this worker finds {name} {float(found.scores[place]):.3f} on the golden image, eager did not"
+    extra = np.flatnonzero(free & (found.scores >= score_threshold + tolerance.score))
+    if len(extra):
+        name = categories[int(found.labels[extra[0]])].name
+        return f"this worker finds {name} {float(found.scores[extra[0]]):.3f} on the golden image, eager did not"
+    return ""
 
 
 def box_iou(box: npt.NDArray[np.float32], boxes: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:

