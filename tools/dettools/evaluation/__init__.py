@@ -1,0 +1,1 @@
+"""How accurate is the endpoint: a data set streamed through it, gated, certified against eager."""
