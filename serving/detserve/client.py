@@ -26,7 +26,7 @@ from detserve.instance import Instance
 TokenSource = str | Callable[[], str] | None
 """A token, or a function that returns the one to use now: asked first, and again when the server refuses it."""
 
-_LOOPBACK = {"127.0.0.1", "localhost", "::1"}
+LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 
 
 class _Bearer(requests.auth.AuthBase):
@@ -83,7 +83,7 @@ class Client:
         self._management_token = _Bearer(management_token)
         self._max_request_bytes: int | None = None
         self._session = requests.Session()
-        if parts.hostname in _LOOPBACK:
+        if parts.hostname in LOOPBACK:
             self._session.trust_env = False  # a proxy has no business on the loopback
 
     @classmethod
@@ -133,9 +133,7 @@ class Client:
             ClientError: there was no answer.
         """
         body = _read_image(image)
-        query = {name: _text(value) for name, value in (options or {}).items() if value is not None}
-        name = quote(model, safe="") + (f"/{quote(version, safe='')}" if version else "")
-        path = f"/{name}/predict" if query else f"/predictions/{name}"
+        path, query = request_path(model, version, options)
         answer = self._ask("POST", self.base_url, path, self._token, query, body)
         if answer.status_code != 200:
             raise self._error(answer, model, version)
@@ -287,6 +285,15 @@ class Client:
             ready = any(worker["status"] == "READY" for worker in described[0]["workers"])
             return "queue_full" if ready else "no_worker"
         return "unavailable"
+
+
+def request_path(
+    model: str, version: str | None = None, options: Mapping[str, object] | None = None
+) -> tuple[str, dict[str, str]]:
+    """Return the path and the query of a request; an option that is None is left out."""
+    query = {name: _text(value) for name, value in (options or {}).items() if value is not None}
+    name = quote(model, safe="") + (f"/{quote(version, safe='')}" if version else "")
+    return f"/{name}/predict" if query else f"/predictions/{name}", query
 
 
 def _read_image(image: bytes | Path) -> bytes:

@@ -4,6 +4,7 @@ Our handler answers an error with ``{"code", "type", "message"}`` that says it a
 its Java exceptions, with the same text for a full queue as for no worker, and with no text for too large a body.
 """
 
+import json
 from dataclasses import dataclass
 from typing import Self
 
@@ -53,13 +54,32 @@ class Said:
     def by(cls, answer: requests.Response) -> Self:
         """Read an answer."""
         body = answer.request.body
-        sent = len(body) if isinstance(body, bytes) else None
+        return cls.of(
+            answer.status_code, answer.content, answer.reason or "", len(body) if isinstance(body, bytes) else None
+        )
+
+    @classmethod
+    def of(cls, status: int, body: bytes, reason: str = "", sent_bytes: int | None = None) -> Self:
+        """Read the body of an answer that is not 200; ``reason`` is the status line's, for an empty body."""
         try:
-            error = answer.json()
-            return cls(answer.status_code, str(error["type"]), str(error["message"]), sent)
-        except (requests.JSONDecodeError, KeyError, TypeError):
-            text = answer.text.strip()[:200] or answer.reason or "no text"
-            return cls(answer.status_code, "http_error", f"HTTP {answer.status_code}: {text}.", sent)
+            error = json.loads(body)
+            return cls(status, str(error["type"]), str(error["message"]), sent_bytes)
+        except (ValueError, KeyError, TypeError):
+            text = body.decode("utf-8", "replace").strip()[:200] or reason or "no text"
+            return cls(status, "http_error", f"HTTP {status}: {text}.", sent_bytes)
+
+    @property
+    def word(self) -> str:
+        """The error's machine word as far as the answer alone tells it: ``unavailable`` is full queue or no worker."""
+        if self.unknown is not None:
+            return self.unknown
+        if self.status == 413 and self.type == "http_error":
+            return "body_too_large"
+        if self.unavailable:
+            return "unavailable"
+        if self.bad_token:
+            return "unauthorized"
+        return _TORCHSERVE.get(self.type, self.type)
 
     @property
     def bad_token(self) -> bool:
