@@ -1,0 +1,206 @@
+"""What an in-process benchmark measures: the worker's detector on an artefact, or eager on the source checkpoint."""
+
+import contextlib
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from dethandlers.artefact import Artefact, load_artefact
+from dethandlers.detector import Detector, Request
+from dethandlers.errors import DetectorError, RequestError
+from dethandlers.options import Options
+from dethandlers.responses import to_json_text
+from detserve.archive import build_archive
+from detserve.eager import EagerModel, load_eager
+from detserve.errors import DetserveError
+from detserve.mar import unpacked
+from detserve.model_store import find_archive
+from detserve.spec import load_spec
+
+_SPECS = (".yaml", ".yml")
+
+
+class InProcessError(DetserveError):
+    """What was asked for cannot be measured in process."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one image of a batch.
+
+    Attributes:
+        error: machine word; empty when detections were found, or none were there.
+        response_bytes: length of the answer's JSON text; 0 where none is written.
+        stages_ms: as in ``Sample``, without ``handler``.
+    """
+
+    status: int = 200
+    error: str = ""
+    response_bytes: int = 0
+    stages_ms: dict[str, float] = field(default_factory=dict)
+
+
+class Subject(Protocol):
+    """What is measured: takes a batch of encoded images and returns when every answer is there."""
+
+    def answer(self, images: Sequence[bytes]) -> list[Outcome]:
+        """Answer one batch, in its order."""
+        ...
+
+
+class RuntimeSubject:
+    """The worker's detector with the answer's JSON text, as the worker writes it."""
+
+    def __init__(self, detector: Detector) -> None:
+        self._detector = detector
+        serving = detector.spec.serving
+        self._options = Options(score_threshold=serving.score_threshold, max_detections=serving.max_detections)
+
+    def answer(self, images: Sequence[bytes]) -> list[Outcome]:
+        """Detect and write the JSON of each image."""
+        outcomes = []
+        for result in self._detector.detect([Request(image, self._options) for image in images]):
+            if isinstance(result, RequestError):
+                outcomes.append(Outcome(status=result.code, error=result.type))
+                continue
+            begun = time.perf_counter()
+            text = to_json_text(result, self._options, self._detector.spec.categories).encode()
+            stages = {**result.timings_ms, "serialise": (time.perf_counter() - begun) * 1e3}
+            outcomes.append(Outcome(response_bytes=len(text), stages_ms=stages))
+        return outcomes
+
+
+class EagerSubject:
+    """The framework's own inference, image by image."""
+
+    def __init__(self, model: EagerModel, score_threshold: float, max_detections: int) -> None:
+        self._model = model
+        self._limits = (score_threshold, max_detections)
+
+    def answer(self, images: Sequence[bytes]) -> list[Outcome]:
+        """Detect; what it does inside is its own affair, so there is no split into stages."""
+        outcomes = []
+        for image in images:
+            try:
+                self._model.detect(image, *self._limits)
+            except DetserveError:
+                outcomes.append(Outcome(status=0, error="eager_failed"))
+            else:
+                outcomes.append(Outcome())
+        return outcomes
+
+
+def torch_device(name: str) -> torch.device:
+    """Return the device of that name.
+
+    Raises:
+        InProcessError: there is none of that name, or not on this machine.
+    """
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise InProcessError(f"device: got {name!r}, expected cpu, cuda or cuda:N. Correct --device.") from error
+    count = torch.cuda.device_count() if device.type == "cuda" else 0
+    if device.type == "cpu" or (device.type == "cuda" and (device.index or 0) < count):
+        return device
+    raise InProcessError(
+        f"device: got {name!r}, but torch sees {count} CUDA devices here. Use --device cpu, or install the driver."
+    )
+
+
+_Opened = Iterator[tuple[Subject, dict[str, Any]]]
+
+
+@contextlib.contextmanager
+def open_runtime(
+    model: str | Path,
+    weights: Path | None,
+    store: Path,
+    device: torch.device,
+    threads: int | None,
+    on_progress: Callable[[str], None],
+) -> _Opened:
+    """Load an artefact; a spec is packed into one first, in a temporary folder.
+
+    Yields:
+        The subject, and what runs.
+
+    Raises:
+        DetserveError: it cannot be built or loaded here.
+    """
+    with contextlib.ExitStack() as stack:
+        archive = Path(model)
+        if archive.suffix in _SPECS:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="detserve-benchmark-")))
+            spec = load_spec(archive)
+            archive = build_archive(
+                spec, folder=archive.parent, out=folder / f"{spec.name}.mar", weights=weights, on_progress=on_progress
+            ).path
+        elif weights is not None:
+            raise InProcessError(f"weights: got {weights} with {str(model)!r}, whose weights are inside. Give a spec.")
+        else:
+            archive = find_archive(model, store)
+        try:
+            artefact = load_artefact(stack.enter_context(unpacked(archive)))
+            detector = Detector(_with_threads(artefact, threads), device)
+        except DetectorError as error:
+            raise InProcessError(f"{archive.name} cannot be loaded here: {error}") from error
+        stack.callback(detector.close)
+        includes = "decode, preprocess, forward, postprocess, JSON"
+        yield RuntimeSubject(detector), {**detector.describe(), "includes": includes}
+
+
+@contextlib.contextmanager
+def open_eager(
+    model: str | Path,
+    weights: Path | None,
+    store: Path,
+    device: torch.device,
+    threads: int | None,
+    on_progress: Callable[[str], None],
+) -> _Opened:
+    """Load the source checkpoint into its framework; threads are torch's, which the caller has set.
+
+    Yields:
+        The subject, and what runs.
+
+    Raises:
+        DetserveError: it cannot be loaded, or its threads cannot be set.
+    """
+    on_progress("loading the source checkpoint")
+    loaded = load_eager(model, model_store=store, weights=weights, device=str(device))
+    if threads is not None and not loaded.source.startswith("torchvision"):
+        raise InProcessError(
+            f"threads: got {threads}, but eager runs an ONNX file with onnxruntime's own choice of threads. "
+            "Leave --threads out, or measure `benchmark runtime`."
+        )
+    described = {
+        "source": loaded.source,
+        "device": str(device),
+        "threads": torch.get_num_threads(),
+        "includes": "decode, transform, forward, postprocess; no JSON",
+    }
+    yield EagerSubject(loaded, score_threshold=0.05, max_detections=100), described
+
+
+def _with_threads(artefact: Artefact, threads: int | None) -> Artefact:
+    if threads is None:
+        return artefact
+    spec = replace(artefact.spec, serving=replace(artefact.spec.serving, threads=threads))
+    return replace(artefact, spec=spec)
+
+
+@contextlib.contextmanager
+def torch_threads(threads: int | None) -> Iterator[None]:
+    """Set torch's threads, and put back what was, also what a spec set."""
+    before = torch.get_num_threads()
+    if threads is not None:
+        torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
