@@ -172,3 +172,9 @@ class Verdict:
             "stamp": self.stamp,
             "reasons": [{"stamp": stamp, "code": code, "message": message} for stamp, code, message in self.reasons],
         }
+
+    @classmethod
+    def from_json(cls, document: dict[str, Any]) -> "Verdict":
+        """Return the verdict that `to_json` gave."""
+        reasons = tuple((one["stamp"], one["code"], one["message"]) for one in document["reasons"])
+        return cls(document["stamp"], reasons)
