@@ -33,7 +33,15 @@ PAINTERS_OF_DATA = {"datasets/scene_drawing.py": {"PIL.ImageDraw"}}
 # What a successor to TorchServe would cost.
 KNOWS_TORCHSERVE = {
     "dethandlers": ("entry.py", "payload.py"),
-    "detserve": ("archive.py", "mar.py", "server/", "client.py", "client_errors.py", "instance.py", "server_metrics.py"),
+    "detserve": (
+        "archive.py",
+        "mar.py",
+        "server/",
+        "client.py",
+        "client_errors.py",
+        "instance.py",
+        "server_metrics.py",
+    ),
     # doctor looks at TorchServe's packages, its environment variables and what other tools wrote into archives.
     # `serve start` prints the curl line to copy.
     "dettools": ("diagnosis.py", "commands/serve.py"),

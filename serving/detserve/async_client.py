@@ -5,30 +5,25 @@
 
 `detserve.client` serves people and programs; this one serves measurements. It parses nothing but error answers, tries
 nothing again (a retry would hide what is measured) but a request whose token ran out, follows no redirect, keeps
-connections alive, and never goes through a proxy on the loopback. A `Target` may also be a foreign server.
+connections alive, and goes through no proxy. A `Target` may also be a foreign server.
 """
 
 import asyncio
 import json
+import ssl
 import time
-import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Self
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlencode, urlsplit
 
-import aiohttp
-from aiohttp.payload import BytesPayload
-from yarl import URL
-
-from detserve.client import LOOPBACK, TokenSource, request_path
+from detserve.client import TokenSource, request_path
 from detserve.client_errors import Said
 from detserve.errors import ClientError
+from detserve.http_connection import Answer, BadAnswerError, Connection
 
-_KEEP_ALIVE_S = 4.0
-"""Idle connections are closed before the server's usual 5 s are over: its closing must not meet our next request."""
-_WARNED_BYTES = 2**20
-"""Above this aiohttp warns of a body in memory; ours are in memory on purpose, read before the clock starts."""
+_IDLE_S = 4.0
+"""A connection idle for longer is not used again: servers close theirs after 5 s, and that must not meet a request."""
 
 
 def read_list(body: bytes) -> list[dict[str, Any]]:
@@ -84,19 +79,27 @@ class Target:
         options: Mapping[str, object] | None = None,
         token: TokenSource = None,
     ) -> Self:
-        """Return the target of a model served by detserve; ``options`` as `detserve.client.Client.predict` takes them."""
+        """Return the target of a model that detserve serves; ``options`` as `Client.predict` takes them."""
         path, query = request_path(model, version, options)
         return cls(base_url.rstrip("/"), path, query=query, token=token)
 
-    @property
-    def on_this_machine(self) -> bool:
-        """Whether the address is the loopback's."""
-        return urlsplit(self.base_url).hostname in LOOPBACK
+    def head(self, token: str | None) -> bytes:
+        """Return the head of every request, up to the value of its Content-Length.
 
-    @property
-    def url(self) -> URL:
-        """The whole address."""
-        return URL(self.base_url.rstrip("/") + self.path, encoded=True).with_query(dict(self.query) or None)
+        Raises:
+            ClientError: a header holds what no header can.
+        """
+        parts = urlsplit(self.base_url)
+        where = parts.path.rstrip("/") + self.path
+        if self.query:
+            where += "?" + urlencode(self.query, quote_via=quote)
+        fields = {"Host": parts.netloc.rpartition("@")[2], "Content-Type": self.content_type, **self.headers}
+        if token:
+            fields["Authorization"] = f"Bearer {token}"
+        lines = [f"POST {where} HTTP/1.1", *(f"{name}: {value}" for name, value in fields.items()), "Content-Length: "]
+        if any(not line.isascii() or not line.isprintable() for line in lines):
+            raise ClientError("Got a token, path or header with line breaks or letters outside ASCII; check the token.")
+        return "\r\n".join(lines).encode("ascii")
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,100 +128,100 @@ class Reply:
 class AsyncClient:
     """Sends images to one target; to be used inside one event loop: ``async with AsyncClient(target) as client``.
 
+    As many connections are opened as requests are in flight; they are kept for the next ones.
+
     Args:
         timeout_s: of one request, from the call of `send` to the last byte.
-        connections: the most at once; 0 for no limit.
     """
 
-    def __init__(self, target: Target, *, timeout_s: float = 60.0, connections: int = 0) -> None:
+    def __init__(self, target: Target, *, timeout_s: float = 60.0) -> None:
         self.target = target
         self.timeout_s = timeout_s
-        self._url = target.url
-        self._connections = connections
-        self._session: aiohttp.ClientSession | None = None
-        self._headers: dict[str, str] = {}
-        self._token_used: str | None = None
+        parts = urlsplit(target.base_url)
+        self._secure = ssl.create_default_context() if parts.scheme == "https" else None
+        self._address = (parts.hostname or "", parts.port or (443 if self._secure else 80))
+        self._idle: list[tuple[float, Connection]] = []
+        self._open: set[Connection] = set()
+        self._head = b""
+        self._token: str | None = None
         self._renewing = asyncio.Lock()
 
     async def __aenter__(self) -> Self:
-        self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=self._connections, keepalive_timeout=_KEEP_ALIVE_S),
-            cookie_jar=aiohttp.DummyCookieJar(),
-            auto_decompress=False,
-            trust_env=not self.target.on_this_machine,
-            timeout=aiohttp.ClientTimeout(total=self.timeout_s),
-            skip_auto_headers=("User-Agent", "Accept-Encoding"),
-        )
-        try:
-            await self._take_token(None)
-        except BaseException:
-            await self._session.close()
-            raise
+        await self._take_token(None)
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        if self._session is not None:
-            await self._session.close()
+        for connection in self._open:
+            connection.close()
+        await asyncio.sleep(0)  # the transports say goodbye in the loop's next turn
 
     async def send(self, image: bytes) -> Reply:
         """Send one image; every failure is a `Reply` too, never an exception."""
         begun = time.monotonic()
         body = image if self.target.encode is None else self.target.encode(image)
         sent = time.monotonic()
-        encode_ms = (sent - begun) * 1e3
-        token = self._token_used
-        status, answer, error = await self._post(body)
+        token = self._token
+        status, answer, error = await self._ask(body)
         if error == "unauthorized" and callable(self.target.token):
             try:
                 await self._take_token(token)
             except Exception:  # noqa: BLE001 - a token's source is foreign code; the server's refusal stands
-                return Reply(status, answer, error, sent, time.monotonic(), encode_ms, len(body))
-            status, answer, error = await self._post(body)
-        return Reply(status, answer, error, sent, time.monotonic(), encode_ms, len(body))
+                return Reply(status, answer, error, sent, time.monotonic(), (sent - begun) * 1e3, len(body))
+            status, answer, error = await self._ask(body)
+        return Reply(status, answer, error, sent, time.monotonic(), (sent - begun) * 1e3, len(body))
 
-    async def _post(self, body: bytes) -> tuple[int, bytes, str]:
-        if self._session is None:
-            raise ClientError("The client is not open: use it as `async with AsyncClient(target) as client`.")
+    async def _ask(self, body: bytes) -> tuple[int, bytes, str]:
         try:
-            async with self._session.post(
-                self._url, data=_payload(body), headers=self._headers, allow_redirects=False
-            ) as response:
-                answer = await response.read()
-                status, reason = response.status, response.reason
-        except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            return 0, b"", no_answer_word(error)
-        if status == 200:
-            return status, answer, ""
-        return status, answer, Said.of(status, answer, reason or "", len(body)).word
+            async with asyncio.timeout(self.timeout_s):
+                try:
+                    connection = self._kept() or await self._connect()
+                except OSError as error:
+                    return 0, b"", "refused" if "refused" in str(error).lower() else "no_connection"
+                try:
+                    answer = await connection.ask(self._head + b"%d\r\n\r\n" % len(body), body)
+                finally:
+                    self._keep(connection)
+        except TimeoutError:
+            return 0, b"", "timeout"
+        except OSError:
+            return 0, b"", "reset"
+        except BadAnswerError:
+            return 0, b"", "bad_http"
+        return answer.status, answer.body, "" if answer.status == 200 else _word(answer, len(body))
+
+    def _kept(self) -> Connection | None:
+        """Return a connection that is open and idle for a short time only."""
+        now = time.monotonic()
+        while self._idle:
+            since, connection = self._idle.pop()
+            if connection.reusable and now - since < _IDLE_S:
+                return connection
+            connection.close()
+            self._open.discard(connection)
+        return None
+
+    def _keep(self, connection: Connection) -> None:
+        if connection.reusable:
+            self._idle.append((time.monotonic(), connection))
+        else:
+            self._open.discard(connection)
+
+    async def _connect(self) -> Connection:
+        host, port = self._address
+        _, connection = await asyncio.get_running_loop().create_connection(Connection, host, port, ssl=self._secure)
+        self._open.add(connection)
+        return connection
 
     async def _take_token(self, refused: str | None) -> None:
         """Ask the source for a token, unless another request has done so since ``refused`` was sent."""
         source = self.target.token
         async with self._renewing:
-            if refused is not None and self._token_used != refused:
+            if refused is not None and self._token != refused:
                 return
             # The source may read a file or ask the server: the other requests go on meanwhile.
-            value = await asyncio.to_thread(source) if callable(source) else source
-            self._token_used = value
-            self._headers = {"Content-Type": self.target.content_type, **self.target.headers}
-            if value:
-                self._headers["Authorization"] = f"Bearer {value}"
+            self._token = await asyncio.to_thread(source) if callable(source) else source
+            self._head = self.target.head(self._token)
 
 
-def no_answer_word(error: BaseException) -> str:
-    """Return the machine word for an exception of aiohttp by which a request got no answer."""
-    if isinstance(error, TimeoutError):
-        return "timeout"
-    if isinstance(error, aiohttp.ClientConnectorError):
-        return "refused" if isinstance(error.os_error, ConnectionRefusedError) else "no_connection"
-    if isinstance(error, aiohttp.ServerConnectionError | aiohttp.ClientPayloadError | aiohttp.ClientOSError | OSError):
-        return "reset"
-    return "bad_http" if isinstance(error, aiohttp.ClientResponseError) else "no_connection"
-
-
-def _payload(body: bytes) -> BytesPayload | bytes:
-    if len(body) <= _WARNED_BYTES:
-        return body
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ResourceWarning)
-        return BytesPayload(body)
+def _word(answer: Answer, sent_bytes: int) -> str:
+    return Said.of(answer.status, answer.body, answer.reason, sent_bytes).word
