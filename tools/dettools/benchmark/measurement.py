@@ -16,9 +16,9 @@ Arrivals = Literal["poisson", "constant"]
 STAGES = ("encode", "network_queue", "wait", "decode", "preprocess", "forward", "postprocess", "serialise")
 """The parts of a request's latency, in their order.
 
-``encode``: the client builds the request; ``network_queue``: everything between the client and the handler, the server's
-queue and the wait for a batch to fill included; ``wait``: in the handler, but for another image of the batch; the
-others: the worker's work on this image and on its forward pass.
+``encode``: the client builds the request; ``network_queue``: everything between the client and the handler, the
+server's queue and the wait for a batch to fill included; ``wait``: in the handler, but for another image of the batch;
+the others: the worker's work on this image and on its forward pass.
 """
 
 
@@ -75,7 +75,7 @@ class Sample:
 
     @property
     def latency_ms(self) -> float:
-        """From when the request was *due*: a stalled server makes the requests behind it late (no coordinated omission)."""
+        """From when it was *due*: a stalled server makes the requests behind it late (no coordinated omission)."""
         return (self.done_s - self.scheduled_s) * 1e3
 
 

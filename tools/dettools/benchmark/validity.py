@@ -57,13 +57,19 @@ def validate_level(level: LevelSummary, *, kind: str = "served", cores: int | No
 
 
 def validate_run(
-    levels: Sequence[LevelSummary], verdicts: Sequence[Verdict], *, distinct_images: int, interrupted: bool = False
+    levels: Sequence[LevelSummary],
+    verdicts: Sequence[Verdict],
+    *,
+    distinct_images: int,
+    interrupted: bool = False,
+    names: Sequence[str] | None = None,
 ) -> Verdict:
     """Judge a run by its levels' verdicts and by what concerns all of it.
 
     Args:
         distinct_images: different bodies that were sent.
         interrupted: whether levels that were asked for are missing.
+        names: of the levels (default: their loads').
     """
     reasons: list[Reason] = []
     if interrupted:
@@ -74,7 +80,7 @@ def validate_run(
             "number of objects are all this measures, and caches are always warm; give a folder of images."
         )
         reasons.append(("WARN", "identical_images", sentence))
-    named = [(level.name, verdict) for level, verdict in zip(levels, verdicts, strict=True)]
+    named = list(zip(names or [level.name for level in levels], verdicts, strict=True))
     bad = [name for name, verdict in named if verdict.stamp == "INVALID"]
     if bad or not levels:
         stamp: Stamp = "INVALID" if len(bad) == len(levels) else "WARN"
