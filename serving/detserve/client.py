@@ -142,7 +142,8 @@ class Client:
         except requests.JSONDecodeError as error:
             raise ClientError(
                 f"{self.base_url}{path} answered with something that is not JSON: {answer.text[:100]!r}. "
-                "Is that a detserve endpoint?"
+                "Is that a detserve endpoint?",
+                type="bad_answer",
             ) from error
 
     def detect(
@@ -169,13 +170,23 @@ class Client:
         return replace(found, masks=[]) if masks and not len(found) else found
 
     def describe(self, model: str, version: str | None = None) -> dict[str, Any]:
-        """Return what the worker of a model says of itself: spec, runtime, device, precision, categories."""
-        described = self._management(
-            f"/models/{quote(model, safe='')}" + (f"/{quote(version)}" if version else ""), model
-        )
-        metadata = described[0].get("customizedMetadata")
-        if not isinstance(metadata, dict):
-            raise ClientError(f"The worker of {model!r} does not describe itself; was its archive built by detserve?")
+        """Return what the worker of a model says of itself: spec, runtime, device, precision, categories.
+
+        Without the management API's address the worker itself is asked, through the inference API.
+        """
+        name = quote(model, safe="") + (f"/{quote(version, safe='')}" if version else "")
+        if self.management_url is None:
+            answer = self._ask("POST", self.base_url, f"/predictions/{name}", self._token, extra={"describe": "True"})
+            if answer.status_code != 200:
+                raise self._error(answer, model, version)
+            metadata = _json_or_none(answer)
+        else:
+            metadata = self._management(f"/models/{name}", model)[0].get("customizedMetadata")
+        if not isinstance(metadata, dict) or "categories" not in metadata:
+            raise ClientError(
+                f"The worker of {model!r} does not describe itself; was its archive built by detserve?",
+                type="bad_answer",
+            )
         return cast("dict[str, Any]", metadata)
 
     def models(self) -> list[str]:
@@ -219,12 +230,13 @@ class Client:
         token: _Bearer,
         query: Mapping[str, str] | None = None,
         body: bytes | None = None,
+        extra: Mapping[str, str] | None = None,
     ) -> requests.Response:
         """Send; once more after a reset or a token that ran out, ``retries`` times more what may succeed later."""
         reset = renewed = 0
         attempt = 0
         while True:
-            headers = {} if body is None else {"Content-Type": "application/octet-stream"}
+            headers = {**(extra or {}), **({} if body is None else {"Content-Type": "application/octet-stream"})}
             try:
                 answer = self._session.request(
                     method,
@@ -239,7 +251,8 @@ class Client:
             except requests.Timeout as error:
                 raise ClientError(
                     f"No answer from {base_url} within {self.timeout_s:g} s. "
-                    "Is the model slow or the queue long (`detserve serve status`)? Give it a longer timeout."
+                    "Is the model slow or the queue long (`detserve serve status`)? Give it a longer timeout.",
+                    type="timeout",
                 ) from error
             except requests.ConnectionError as error:
                 if is_reset(error) and not reset:
@@ -291,7 +304,7 @@ def request_path(
     model: str, version: str | None = None, options: Mapping[str, object] | None = None
 ) -> tuple[str, dict[str, str]]:
     """Return the path and the query of a request; an option that is None is left out."""
-    query = {name: _text(value) for name, value in (options or {}).items() if value is not None}
+    query = {name: option_text(value) for name, value in (options or {}).items() if value is not None}
     name = quote(model, safe="") + (f"/{quote(version, safe='')}" if version else "")
     return f"/{name}/predict" if query else f"/predictions/{name}", query
 
@@ -305,7 +318,15 @@ def _read_image(image: bytes | Path) -> bytes:
         raise ClientError(f"The image {image} cannot be read: {error.strerror}.") from error
 
 
-def _text(value: object) -> str:
+def _json_or_none(answer: requests.Response) -> Any:
+    try:
+        return answer.json()
+    except requests.JSONDecodeError:
+        return None
+
+
+def option_text(value: object) -> str:
+    """Return an option's value as text: a list comma-separated, a bool true or false."""
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, str) or not isinstance(value, Iterable):
@@ -317,7 +338,9 @@ def parse_detections(answer: Any) -> Detections:
     """Return the detections of a default answer (the list), or of one with timings around it."""
     found = answer.get("detections") if isinstance(answer, dict) else answer
     if not isinstance(found, list):
-        raise ClientError(f"Expected a list of detections, got {str(answer)[:100]!r}. Is that a detserve endpoint?")
+        raise ClientError(
+            f"Expected a list of detections, got {str(answer)[:100]!r}. Is that a detserve endpoint?", type="bad_answer"
+        )
     if not found:
         return Detections.empty()
     try:
@@ -329,4 +352,6 @@ def parse_detections(answer: Any) -> Detections:
             keypoints=np.array([one["keypoints"] for one in found], np.float32) if "keypoints" in found[0] else None,
         )
     except (KeyError, TypeError, ValueError) as error:
-        raise ClientError(f"The answer is not a list of detections: {type(error).__name__}: {error}.") from error
+        raise ClientError(
+            f"The answer is not a list of detections: {type(error).__name__}: {error}.", type="bad_answer"
+        ) from error

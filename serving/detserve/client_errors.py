@@ -167,11 +167,13 @@ def no_connection(
     if "refused" in str(error):
         return ClientError(
             f"Nothing listens on {base_url}. Start the server with `detserve serve start --models NAME`, "
-            "or see `detserve serve status` for its address."
+            "or see `detserve serve status` for its address.",
+            type="refused",
         )
     if is_reset(error):
         return ClientError(
             f"{base_url} closed the connection without an answer. Was the server stopped, or is the image larger than "
-            "its --max-request-bytes?"
+            "its --max-request-bytes?",
+            type="reset",
         )
-    return ClientError(f"{base_url} cannot be reached: {error}. Check the address and the network.")
+    return ClientError(f"{base_url} cannot be reached: {error}. Check the address and the network.", type="unreachable")

@@ -35,7 +35,16 @@ class ServerError(DetserveError):
 
 
 class ClientError(DetserveError):
-    """A request to the endpoint got no answer."""
+    """A request to the endpoint got no answer.
+
+    Attributes:
+        type: machine word: ``timeout``, ``reset`` (the connection was cut), ``refused`` (nothing listens),
+            ``unreachable``, ``bad_answer`` (it is no answer of ours), or ``no_answer``.
+    """
+
+    def __init__(self, message: str, *, type: str = "no_answer") -> None:  # noqa: A002
+        super().__init__(message)
+        self.type = type
 
 
 class EndpointError(ClientError):
@@ -48,7 +57,6 @@ class EndpointError(ClientError):
     """
 
     def __init__(self, message: str, *, status: int, type: str, retryable: bool = False) -> None:  # noqa: A002
-        super().__init__(message)
+        super().__init__(message, type=type)
         self.status = status
-        self.type = type
         self.retryable = retryable

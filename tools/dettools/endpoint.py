@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import threading
-from typing import TYPE_CHECKING, Self
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, Self
 
 from detserve.errors import ClientError, EndpointError
 
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
     import argparse
 
     from detserve.client import Client
+    from detserve.grpc_client import GrpcClient
 
 TOKEN_VARIABLE = "DETSERVE_TOKEN"  # noqa: S105
 """Where a token for ``--url`` is read from when the command line gives none."""
@@ -30,44 +32,88 @@ def add_endpoint_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--token", help=f"inference token for --url (default: ${TOKEN_VARIABLE})")
 
 
-def open_client(args: argparse.Namespace) -> Client:
-    """Return a client for the endpoint that the arguments name."""
-    from detserve.client import Client
+@dataclass(frozen=True)
+class Endpoint:
+    """Which endpoint a command talks to, and how.
 
-    if args.url:
-        return Client(args.url, token=args.token or os.environ.get(TOKEN_VARIABLE))
-    return Client.for_instance(args.instance)
+    Attributes:
+        instance: a server on this machine; None for the default one.
+        url: address of any other server instead; over gRPC ``host:port``.
+        token: for ``url``.
+    """
+
+    instance: str | None = None
+    url: str | None = None
+    token: str | None = None
+    protocol: Literal["rest", "grpc"] = "rest"
+    timeout_s: float = 60.0
+
+    @classmethod
+    def of(cls, args: argparse.Namespace) -> Self:
+        """Return what a command line names."""
+        return cls(
+            instance=args.instance,
+            url=args.url,
+            token=args.token or os.environ.get(TOKEN_VARIABLE),
+            protocol=getattr(args, "protocol", "rest"),
+            timeout_s=getattr(args, "timeout", 60.0),
+        )
+
+    def open(self) -> Client:
+        """Return a REST client."""
+        from detserve.client import Client
+
+        if self.url and self.protocol == "rest":
+            return Client(self.url, token=self.token, timeout_s=self.timeout_s)
+        return Client.for_instance(self.instance, timeout_s=self.timeout_s)
+
+    def open_grpc(self) -> GrpcClient:
+        """Return a gRPC client."""
+        from detserve.grpc_client import GrpcClient
+
+        if self.url:
+            return GrpcClient(self.url.removeprefix("http://"), self.token, timeout_s=self.timeout_s)
+        return GrpcClient.for_instance(self.instance, timeout_s=self.timeout_s)
 
 
 class Clients:
-    """One client per thread, all of the same endpoint; closed together."""
+    """One REST client per thread, and one gRPC client for all, of the same endpoint; closed together."""
 
-    def __init__(self, args: argparse.Namespace) -> None:
-        self._args = args
+    def __init__(self, endpoint: Endpoint) -> None:
+        self._endpoint = endpoint
         self._local = threading.local()
         self._opened: list[Client] = []
+        self._grpc: GrpcClient | None = None
 
     def __enter__(self) -> Self:
-        self.mine()  # no server at all is told before anything else is done
+        # No server at all is told before anything else is done.
+        if self._endpoint.protocol == "grpc":
+            self._grpc = self._endpoint.open_grpc()
+        else:
+            self.mine()
         return self
 
     def __exit__(self, *_: object) -> None:
         for client in self._opened:
             client.close()
+        if self._grpc is not None:
+            self._grpc.close()
 
     def mine(self) -> Client:
-        """Return the calling thread's own client."""
+        """Return the calling thread's own REST client."""
         if not hasattr(self._local, "client"):
-            self._local.client = open_client(self._args)
+            self._local.client = self._endpoint.open()
             self._opened.append(self._local.client)
         client: Client = self._local.client
         return client
 
+    def detecting(self) -> Client | GrpcClient:
+        """Return the client to ask for detections, by the endpoint's protocol."""
+        return self._grpc or self.mine()
+
 
 def concerns_every_request(error: ClientError) -> bool:
     """Tell whether every image would get this error: nothing listens, no such model, no right to ask, a bad option."""
-    from requests import ConnectionError as NoConnectionError
-
     if isinstance(error, EndpointError):
         return error.type in _ABOUT_ALL
-    return isinstance(error.__cause__, NoConnectionError)
+    return error.type in {"refused", "unreachable"}

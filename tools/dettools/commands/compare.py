@@ -8,7 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dettools.endpoint import Clients, add_endpoint_arguments, concerns_every_request
+from dettools.endpoint import Clients, Endpoint, add_endpoint_arguments, concerns_every_request
 
 if TYPE_CHECKING:
     import argparse
@@ -65,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
     images: list[ImageComparison] = []
     store = args.model_store or default_model_store()
     try:
-        with Clients(args) as clients:
+        with Clients(Endpoint.of(args)) as clients:
             try:
                 served = _send(args, paths, pool, clients)
                 eager = load_eager(

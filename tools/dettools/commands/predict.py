@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dettools.endpoint import Clients, add_endpoint_arguments, concerns_every_request
+from dettools.endpoint import Clients, Endpoint, add_endpoint_arguments, concerns_every_request
 
 if TYPE_CHECKING:
     import argparse
@@ -48,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
     options = _options(args)
     failed = 0
     pool = ThreadPoolExecutor(max(1, args.concurrency))
-    with Clients(args) as clients:
+    with Clients(Endpoint.of(args)) as clients:
 
         def ask(path: Path) -> Any:
             return clients.mine().predict(args.model, path, options=options)

@@ -1,0 +1,168 @@
+"""Who can be evaluated: an endpoint over REST or gRPC, the worker's detector in this process, eager."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+from dethandlers.detections import Category, Detections
+from dethandlers.detector import Detector, Request
+from dethandlers.errors import RequestError
+from dethandlers.options import Options
+from detserve.client import Client
+from detserve.eager import EagerModel
+from detserve.errors import ClientError, DetserveError, EndpointError
+
+from dettools.evaluation.answers import Failure
+from dettools.evaluation.stream import Reply, failure_of, may_pass
+
+
+class Detecting(Protocol):
+    """A client of either protocol."""
+
+    def detect(
+        self,
+        model: str,
+        image: bytes,
+        *,
+        score_threshold: float | None = None,
+        max_detections: int | None = None,
+        masks: bool = False,
+        keypoints: bool = False,
+        version: str | None = None,
+    ) -> Detections:
+        """Send one image, return its detections."""
+        ...
+
+
+class EndpointAnswerer:
+    """A served model, asked one image a request.
+
+    Args:
+        client: returns the calling thread's own client.
+        describing: a client that may be able to describe the model.
+    """
+
+    batch_size = 1
+
+    def __init__(
+        self,
+        client: Callable[[], Detecting],
+        describing: Client,
+        model: str,
+        *,
+        version: str | None = None,
+        asked: Options,
+        concurrency: int = 8,
+    ) -> None:
+        self.concurrency = concurrency
+        self.name = f"{model} {version} at {describing.base_url}" if version else f"{model} at {describing.base_url}"
+        self._client = client
+        self._model, self._version = model, version
+        self._asked = asked
+        self.facts: Mapping[str, Any] = _described(describing, model, version)
+        self.categories = _categories(self.facts)
+
+    def ask(self, images: Sequence[bytes]) -> list[Reply]:
+        """Send one image; an error that is about this image alone is its reply.
+
+        Raises:
+            ClientError: one that may pass, or that every request would get.
+        """
+        (image,) = images
+        asked = self._asked
+        try:
+            found = self._client().detect(
+                self._model,
+                image,
+                score_threshold=asked.score_threshold,
+                max_detections=asked.max_detections,
+                masks=asked.masks,
+                keypoints=asked.keypoints,
+                version=self._version,
+            )
+        except EndpointError as error:
+            if error.type in {"inference_failed"} or (400 <= error.status < 500 and not _about_all(error)):
+                return [failure_of(error)]
+            raise
+        return [found]
+
+
+class RuntimeAnswerer:
+    """The worker's detector in this process."""
+
+    concurrency = 1
+
+    def __init__(self, detector: Detector, *, asked: Options, batch_size: int | None = None) -> None:
+        self.batch_size = batch_size or detector.spec.serving.batch_size
+        self.facts: Mapping[str, Any] = detector.describe()
+        self.name = f"{detector.spec.name} {detector.spec.version} in process, runtime {self.facts['runtime']}"
+        self.categories: tuple[Category, ...] | None = detector.spec.categories
+        self._detector = detector
+        self._asked = asked
+
+    def ask(self, images: Sequence[bytes]) -> list[Reply]:
+        """Detect a batch."""
+        results = self._detector.detect([Request(image, self._asked) for image in images])
+        return [
+            Failure(result.type, result.message, result.code) if isinstance(result, RequestError) else result.detections
+            for result in results
+        ]
+
+
+class EagerAnswerer:
+    """The framework's own inference on the source checkpoint, one image at a time."""
+
+    concurrency = 1
+    batch_size = 1
+
+    def __init__(self, model: EagerModel, *, asked: Options) -> None:
+        self.name = f"eager: {model.source}"
+        self.facts: Mapping[str, Any] = {"source": model.source}
+        self.categories: tuple[Category, ...] | None = model.categories
+        self._model = model
+        self._asked = asked
+
+    def ask(self, images: Sequence[bytes]) -> list[Reply]:
+        """Detect."""
+        asked = self._asked
+        replies: list[Reply] = []
+        for image in images:
+            try:
+                replies.append(
+                    self._model.detect(
+                        image,
+                        asked.score_threshold,
+                        asked.max_detections,
+                        masks=asked.masks,
+                        keypoints=asked.keypoints,
+                    )
+                )
+            except DetserveError as error:
+                replies.append(Failure("eager_failed", str(error)))
+        return replies
+
+
+def _about_all(error: EndpointError) -> bool:
+    from dettools.endpoint import concerns_every_request
+
+    return may_pass(error) or concerns_every_request(error)
+
+
+def _described(client: Client, model: str, version: str | None) -> dict[str, Any]:
+    """What the worker says of itself; empty where it cannot be asked (a foreign server, no management address)."""
+    try:
+        return client.describe(model, version)
+    except EndpointError as error:
+        if _about_all(error) and not may_pass(error):
+            raise
+        return {}
+    except ClientError:
+        return {}
+
+
+def _categories(facts: Mapping[str, Any]) -> tuple[Category, ...] | None:
+    if "categories" not in facts:
+        return None
+    return tuple(
+        Category(id=entry["id"], name=entry["name"], model_label=label)
+        for label, entry in enumerate(facts["categories"])
+    )

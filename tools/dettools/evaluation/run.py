@@ -1,0 +1,348 @@
+"""One evaluation from beginning to end.
+
+    who answers? ─► gate (refuse, with the cost) ─► stream ─► metrics ─► certificate against eager or runtime
+"""
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal, cast
+
+from dethandlers.options import Options
+from detserve.eager import load_eager
+from detserve.errors import DetserveError
+from detserve.instance import Instance
+from detserve.model_store import archive_path, spec_path
+
+from dettools.agreement import TierName
+from dettools.endpoint import Endpoint
+from dettools.evaluation.answerers import EagerAnswerer, EndpointAnswerer, RuntimeAnswerer
+from dettools.evaluation.answers import Answer, Journal, open_journal
+from dettools.evaluation.category_mapping import By, CategoryMapping, map_categories
+from dettools.evaluation.certificate import MARGIN, Certificate, Side, certify
+from dettools.evaluation.evaluation import Evaluation, summarise
+from dettools.evaluation.gate import Limits, Objection, limits_of, objections, seen_objections, with_cost
+from dettools.evaluation.stream import Answerer, RetryPolicy, stream
+from dettools.ground_truth import GroundTruth, ImageEntry, load_ground_truth
+from dettools.local_detector import open_detector
+
+Progress = Callable[[str, int, int], None]
+"""Told what is being done, how much of it is done, and how much there is."""
+
+_SAMPLE = 100
+"""Images that a refusal's cost is measured on at most."""
+_LOWEST_THRESHOLD = 0.001
+
+
+class RefusedError(DetserveError):
+    """The evaluation is refused: its AP would be a lie.
+
+    Attributes:
+        objections: why, with what each costs.
+    """
+
+    exit_code = 1
+
+    def __init__(self, found: Sequence[Objection]) -> None:
+        super().__init__(" ".join(objection.sentence() for objection in found))
+        self.objections = tuple(found)
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is to be evaluated, and how.
+
+    Attributes:
+        model: name of the served model; or a spec or an archive, run in this process.
+        endpoint: where the server is; None to run in this process.
+        out: folder of the journal and the results.
+        limit: only the first N images.
+        margin: of the certificate, as a fraction of AP.
+    """
+
+    model: str
+    images: Path
+    annotations: Path
+    out: Path
+    endpoint: Endpoint | None
+    model_store: Path
+    against: Literal["eager", "runtime"] | None = None
+    iou_types: tuple[str, ...] = ("bbox",)
+    score_threshold: float = _LOWEST_THRESHOLD
+    max_detections: int = 100
+    categories_by: By = "auto"
+    accept_objections: bool = False
+    limit: int | None = None
+    concurrency: int = 8
+    batch_size: int | None = None
+    retry: RetryPolicy = field(default_factory=RetryPolicy)
+    fresh: bool = False
+    margin: float = MARGIN
+    confidence: float = 0.95
+    tier: TierName = "numeric"
+    version: str | None = None
+    spec: Path | None = None
+    weights: Path | None = None
+    device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        checks = {
+            "--score-threshold": (0 <= self.score_threshold <= 1, self.score_threshold, "0 to 1"),
+            "--max-detections": (1 <= self.max_detections <= 1000, self.max_detections, "1 to 1000"),
+            "--concurrency": (self.concurrency >= 1, self.concurrency, "1 or more"),
+            "--limit": (self.limit is None or self.limit >= 1, self.limit, "1 or more"),
+            "--batch-size": (self.batch_size is None or self.batch_size >= 1, self.batch_size, "1 or more"),
+            "--margin": (0 < self.margin < 1, 100 * self.margin, "more than 0 and less than 100 AP"),
+            "--confidence": (0.5 < self.confidence < 1, self.confidence, "more than 0.5 and less than 1"),
+        }
+        for name, (good, got, expected) in checks.items():
+            if not good:
+                raise DetserveError(f"{name}: got {got}, expected {expected}.")
+
+    @property
+    def asked(self) -> Options:
+        """What each image is asked with."""
+        return Options(
+            score_threshold=self.score_threshold,
+            max_detections=self.max_detections,
+            masks="segm" in self.iou_types,
+            keypoints="keypoints" in self.iou_types,
+        )
+
+
+@dataclass(frozen=True)
+class _DataSet:
+    truth: GroundTruth
+    entries: tuple[ImageEntry, ...]
+    files: Mapping[int, Path]
+
+
+def evaluate(request: Request, *, on_progress: Progress = lambda *_: None) -> Evaluation:
+    """Evaluate.
+
+    Raises:
+        RefusedError: the figures would not be the model's AP.
+        DetserveError: bad input, or an endpoint that does not answer; what was answered is kept.
+    """
+    data = _data_set(request)
+    begun = time.monotonic()
+    with ExitStack() as stack:
+        answerer = stack.enter_context(_answerer(request))
+        limits = limits_of(answerer.facts, request.score_threshold, request.max_detections)
+        mapping = _mapping(answerer, data.truth, request.categories_by)
+        found = objections(limits, mapping)
+        if answerer.categories is None:
+            found += _unknown(request, answerer, data, limits)
+        if found and not request.accept_objections:
+            sample = _sampler(request, answerer, data, limits, mapping, on_progress)
+            raise RefusedError([with_cost(one, limits, data.truth, mapping, sample) for one in found])
+        journal = _stream(request, answerer, data, request.out / "answers.jsonl", "served", on_progress)
+        seconds = time.monotonic() - begun
+        answers = [journal.answers[entry.id] for entry in data.entries]
+        side = Side(answerer.name, journal.answers, mapping)
+    certificate = None if request.against is None else _certify(request, data, side, limits, on_progress)
+    return summarise(
+        answerer.name,
+        answerer.facts,
+        data.truth,
+        answers,
+        limits=limits,
+        mapping=mapping,
+        iou_types=request.iou_types,
+        accepted=found,
+        resumed=journal.resumed,
+        events=journal.events,
+        seconds=seconds,
+        certificate=certificate,
+    )
+
+
+def _data_set(request: Request) -> _DataSet:
+    truth = load_ground_truth(request.annotations)
+    files, missing = truth.image_files(request.images)
+    entries = truth.images[: request.limit]
+    if not any(entry.id in files for entry in entries):
+        raise DetserveError(
+            f"images: none of the {len(entries)} images of {request.annotations} is in {request.images} (the first is "
+            f"{missing[0].file_name}). Give the folder with --images."
+        )
+    return _DataSet(truth, entries, files)
+
+
+@contextmanager
+def _answerer(request: Request) -> Iterator[Answerer]:
+    if request.endpoint is None:
+        with _runtime(request, request.model, request.weights) as runtime:
+            yield runtime
+        return
+    with request.endpoint.clients() as clients:
+        yield EndpointAnswerer(
+            clients.detecting,
+            clients.mine(),
+            request.model,
+            version=request.version,
+            asked=request.asked,
+            concurrency=request.concurrency,
+            patience_s=request.retry.patience_s,
+        )
+
+
+@contextmanager
+def _runtime(
+    request: Request, model: str, weights: Path | None = None, asked: Options | None = None
+) -> Iterator[RuntimeAnswerer]:
+    with open_detector(model, model_store=request.model_store, weights=weights, device=request.device) as detector:
+        floor = detector.spec.serving.min_score_threshold
+        asked = asked or replace(request.asked, score_threshold=max(request.score_threshold, floor))
+        yield RuntimeAnswerer(detector, asked=asked, batch_size=request.batch_size)
+
+
+def _mapping(answerer: Answerer, truth: GroundTruth, by: By) -> CategoryMapping:
+    if answerer.categories is not None:
+        return map_categories(answerer.categories, truth.categories, by)
+    ids = tuple(entry.id for entry in truth.categories)
+    return CategoryMapping(
+        ids, "id", note="the endpoint does not tell its categories; label i is taken as the data set's i-th category"
+    )
+
+
+def _unknown(request: Request, answerer: Answerer, data: _DataSet, limits: Limits) -> list[Objection]:
+    """Look at some answers of an endpoint that does not describe itself."""
+    message = (
+        "categories: the endpoint does not tell which class each label is; expected a detserve endpoint. "
+        "If label i is the data set's i-th category, evaluate with --accept-objections."
+    )
+    with open_journal(request.out / "probe.jsonl", {}, fresh=True) as journal:
+        entries = [entry for entry in data.entries if entry.id in data.files][:8]
+        stream(answerer, entries, data.files, journal, retry=request.retry)
+    (request.out / "probe.jsonl").unlink()
+    seen = seen_objections(list(journal.answers.values()), limits)
+    return [Objection("categories", message), *seen]
+
+
+def _stream(
+    request: Request, answerer: Answerer, data: _DataSet, path: Path, what: str, on_progress: Progress
+) -> Journal:
+    identity = {
+        "answerer": answerer.name,
+        "facts": hashlib.sha256(json.dumps(answerer.facts, sort_keys=True, default=str).encode()).hexdigest()[:16],
+        "annotations": data.truth.sha256,
+        "score_threshold": request.score_threshold,
+        "max_detections": request.max_detections,
+        "iou_types": sorted(request.iou_types),
+    }
+    with open_journal(path, identity, fresh=request.fresh) as journal:
+        total = len(data.entries)
+        wanted = {entry.id for entry in data.entries}
+        done = sum(one.failure is None for one in journal.answers.values() if one.image_id in wanted)
+        on_progress(what, done, total)
+
+        def count(_: Answer) -> None:
+            nonlocal done
+            done += 1
+            on_progress(what, done, total)
+
+        stream(answerer, data.entries, data.files, journal, retry=request.retry, on_answer=count)
+        return journal
+
+
+def _certify(
+    request: Request, data: _DataSet, served: Side, limits: Limits, on_progress: Progress
+) -> Certificate:
+    asked = replace(request.asked, score_threshold=limits.effective_threshold)
+    with ExitStack() as stack:
+        reference: Answerer
+        if request.against == "runtime":
+            reference = stack.enter_context(_runtime(request, _source(request), request.weights, asked))
+        else:
+            model = load_eager(
+                request.model,
+                model_store=request.model_store,
+                spec=request.spec,
+                weights=request.weights,
+                device=request.device,
+            )
+            reference = EagerAnswerer(model, asked=asked)
+        name = f"reference-{request.against}.jsonl"
+        journal = _stream(request, reference, data, request.out / name, str(request.against), on_progress)
+        mapping = _mapping(reference, data.truth, request.categories_by)
+    on_progress("certificate", 0, 0)
+    ids = [entry.id for entry in data.entries]
+    return certify(
+        data.truth,
+        Side(reference.name, journal.answers, mapping),
+        served,
+        ids,
+        score_threshold=limits.effective_threshold,
+        max_detections=limits.max_detections,
+        tier=request.tier,
+        iou_type=request.iou_types[0],
+        margin=request.margin,
+        confidence=request.confidence,
+    )
+
+
+def _source(request: Request) -> str:
+    """The archive that the server was started with, else the model store's, else its spec."""
+    if request.endpoint is None:
+        return request.model
+    if request.endpoint.url is None:
+        state = Instance.named(request.endpoint.instance).require_running()
+        for model in state.models:
+            if model.name == request.model and (model.version == request.version or model.default):
+                return model.archive
+    archive, spec = archive_path(request.model_store, request.model), spec_path(request.model_store, request.model)
+    return str(spec if request.weights is not None or not archive.is_file() else archive)
+
+
+def _sampler(
+    request: Request,
+    answerer: Answerer,
+    data: _DataSet,
+    limits: Limits,
+    mapping: CategoryMapping,
+    on_progress: Progress,
+) -> Callable[[], tuple[Sequence[Answer], CategoryMapping, str] | None]:
+    """Return what draws detections under the best settings: from the endpoint if its floor allows, else in process."""
+    drawn: list[tuple[Sequence[Answer], CategoryMapping, str] | None] = []
+    entries = [entry for entry in data.entries if entry.id in data.files][:_SAMPLE]
+    best = replace(request.asked, score_threshold=_LOWEST_THRESHOLD, max_detections=max(100, request.max_detections))
+
+    def draw() -> tuple[Sequence[Answer], CategoryMapping, str] | None:
+        with ExitStack() as stack:
+            better: Answerer = answerer
+            if (limits.floor or 0.0) > _LOWEST_THRESHOLD and request.endpoint is not None:
+                try:
+                    better = stack.enter_context(_runtime(request, _source(request), request.weights, best))
+                except DetserveError:
+                    return None
+            elif isinstance(answerer, EndpointAnswerer):
+                better = answerer.asking(best)
+            else:
+                better = cast("RuntimeAnswerer", answerer).asking(best)
+            path = request.out / "cost.jsonl"
+            with open_journal(path, {}, fresh=True) as journal:
+                done = 0
+
+                def count(_: Answer) -> None:
+                    nonlocal done
+                    done += 1
+                    on_progress("what it would cost", done, len(entries))
+
+                stream(better, entries, data.files, journal, retry=request.retry, on_answer=count)
+            path.unlink()
+            its = _mapping(better, data.truth, request.categories_by)
+            return list(journal.answers.values()), its, better.name
+
+    def once() -> tuple[Sequence[Answer], CategoryMapping, str] | None:
+        if not drawn:
+            drawn.append(draw())
+        return drawn[0]
+
+    return once
+
+
