@@ -2,8 +2,8 @@
 
 aiohttp's client was measured first: at 30 requests of 100 KB a second it took 1.1 ms of CPU for each, this one 0.5 ms,
 of which 0.24 ms are the timer that paces them; at concurrency 8 it was 0.29 ms against 0.10 ms (a two-core virtual
-machine). A load generator that shares its machine with the server must not be what is measured. So this does what a load
-needs and no more: POST, keep-alive, answers by length, in chunks or until the end; no redirects, no cookies, no
+machine). A load generator that shares its machine with the server must not be what is measured. So this does what a
+load needs and no more: POST, keep-alive, answers by length, in chunks or until the end; no redirects, no cookies, no
 compression, no proxy, no pipelining.
 """
 
