@@ -20,6 +20,9 @@ COMMANDS: dict[str, str] = {
     "serve": "dettools.commands.serve",
     "predict": "dettools.commands.predict",
     "compare": "dettools.commands.compare",
+    "evaluate": "dettools.commands.evaluate",
+    "eval-metric": "dettools.commands.eval_metric",
+    "benchmark": "dettools.commands.benchmark",
     "doctor": "dettools.commands.doctor",
     "scenes": "dettools.commands.scenes",
 }

@@ -8,14 +8,19 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dettools.endpoint import add_endpoint_arguments
+from dettools.endpoint import Endpoint, add_endpoint_arguments
 
 if TYPE_CHECKING:
     import argparse
 
+    from dettools.evaluation.run import Request
+
+# As in dettools.agreement, which needs numpy: `detserve --help` must not wait for it. A test keeps them equal.
+TIER_CHOICES = ("bit", "numeric", "reduced-precision", "detection")
+
 _EPILOG = """\
   detserve evaluate shapes --images val/ --annotations val.json --out eval/        through the endpoint
-  detserve evaluate shapes --images val/ --annotations val.json --against eager    is it as accurate as what was trained?
+  detserve evaluate shapes --images val/ --annotations val.json --against eager    as accurate as what was trained?
   detserve evaluate model.yaml --images val/ --annotations val.json                in this process, no server
 
 exit codes: 0 evaluated, and the certificate (if asked for) is given; 1 refused, images without an answer, or no
@@ -31,7 +36,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "evaluate",
         help="COCO AP through the endpoint or in process; certificate that served equals eager",
         description="Send a data set to the endpoint, count every image as answered or failed, and compute COCO AP. "
-        "An endpoint that cuts the precision-recall curve off, or has other classes, is refused with what it would cost.",
+        "An endpoint that cuts the precision-recall curve off, or has other classes, is refused, with the cost.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -47,7 +52,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help="also run the source checkpoint's framework, or the archive's detector in this process, and certify",
     )  # fmt: skip
     parser.add_argument("--iou-type", nargs="+", choices=("bbox", "segm", "keypoints"), default=["bbox"])
-    parser.add_argument("--score-threshold", type=float, default=0.001, metavar="S", help="asked (default: %(default)s)")
+    parser.add_argument(
+        "--score-threshold", type=float, default=0.001, metavar="S", help="asked (default: %(default)s)"
+    )
     parser.add_argument("--max-detections", type=int, default=100, metavar="N", help="asked (default: %(default)s)")
     parser.add_argument(
         "--categories-by", choices=("auto", "name", "id"), default="auto",
@@ -57,17 +64,22 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "--accept-objections", action="store_true", help="evaluate what would be refused; the report is stamped"
     )
     parser.add_argument("--limit", type=int, metavar="N", help="only the first N images")
-    parser.add_argument("--concurrency", type=int, default=8, metavar="N", help="requests at once (default: %(default)s)")
+    parser.add_argument(
+        "--concurrency", type=int, default=8, metavar="N", help="requests at once (default: %(default)s)"
+    )
     parser.add_argument("--batch-size", type=int, metavar="N", help="in this process (default: the spec's)")
     parser.add_argument(
         "--patience", type=float, default=60.0, metavar="S",
-        help="how long an error that may pass is waited for: a worker restarting, a full queue (default: %(default)g s)",
+        help="how long to wait for what may pass: a worker restarting, a full queue (default: %(default)g s)",
     )  # fmt: skip
     parser.add_argument("--fresh", action="store_true", help="begin anew and drop the answers of an interrupted run")
     parser.add_argument("--per-class", action="store_true", help="print each category's figures too")
     parser.add_argument("--margin", type=float, default=0.1, metavar="AP", help="of the certificate (default: 0.1 AP)")
     parser.add_argument("--confidence", type=float, default=0.95, help="of the certificate (default: %(default)s)")
-    parser.add_argument("--tier", default="numeric", help="of the comparison image by image (default: %(default)s)")
+    parser.add_argument(
+        "--tier", choices=TIER_CHOICES, default="numeric",
+        help="that the certificate's counterexamples fail to reach, image by image (default: %(default)s)",
+    )  # fmt: skip
     parser.add_argument("--version", dest="model_version", metavar="V", help="of the served model")
     parser.add_argument("--protocol", choices=("rest", "grpc"), default="rest", help="default: %(default)s")
     parser.add_argument("--timeout", type=float, default=60.0, metavar="S", help="of one request (default: 60 s)")
@@ -115,5 +127,36 @@ def run(args: argparse.Namespace) -> int:
     return 0 if evaluation.passed else 1
 
 
-def _request(args: argparse.Namespace):  # type: ignore[no-untyped-def]  # noqa: ANN202
-    raise NotImplementedError
+def _request(args: argparse.Namespace) -> Request:
+    from detserve.model_store import default_model_store
+
+    from dettools.evaluation.run import Request
+    from dettools.evaluation.stream import RetryPolicy
+
+    local = args.model.endswith((".yaml", ".yml", ".mar"))
+    return Request(
+        model=args.model,
+        images=args.images,
+        annotations=args.annotations,
+        out=args.out or Path("out") / "evaluate" / Path(args.model).stem,
+        endpoint=None if local else Endpoint.of(args),
+        model_store=args.model_store or default_model_store(),
+        against=args.against,
+        iou_types=tuple(args.iou_type),
+        score_threshold=args.score_threshold,
+        max_detections=args.max_detections,
+        categories_by=args.categories_by,
+        accept_objections=args.accept_objections,
+        limit=args.limit,
+        concurrency=args.concurrency,
+        batch_size=args.batch_size,
+        retry=RetryPolicy(patience_s=args.patience),
+        fresh=args.fresh,
+        margin=args.margin / 100,
+        confidence=args.confidence,
+        tier=args.tier,
+        version=args.model_version,
+        spec=args.spec,
+        weights=args.weights,
+        device=args.device,
+    )

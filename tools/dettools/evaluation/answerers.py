@@ -1,8 +1,10 @@
 """Who can be evaluated: an endpoint over REST or gRPC, the worker's detector in this process, eager."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from copy import copy
+from typing import Any, Protocol, Self
 
+import tenacity
 from dethandlers.detections import Category, Detections
 from dethandlers.detector import Detector, Request
 from dethandlers.errors import RequestError
@@ -11,6 +13,7 @@ from detserve.client import Client
 from detserve.eager import EagerModel
 from detserve.errors import ClientError, DetserveError, EndpointError
 
+from dettools.endpoint import concerns_every_request
 from dettools.evaluation.answers import Failure
 from dettools.evaluation.stream import Reply, failure_of, may_pass
 
@@ -52,14 +55,21 @@ class EndpointAnswerer:
         version: str | None = None,
         asked: Options,
         concurrency: int = 8,
+        patience_s: float = 60.0,
     ) -> None:
         self.concurrency = concurrency
         self.name = f"{model} {version} at {describing.base_url}" if version else f"{model} at {describing.base_url}"
         self._client = client
         self._model, self._version = model, version
         self._asked = asked
-        self.facts: Mapping[str, Any] = _described(describing, model, version)
+        self.facts: Mapping[str, Any] = _described(describing, model, version, patience_s)
         self.categories = _categories(self.facts)
+
+    def asking(self, asked: Options) -> Self:
+        """Return the same, asked with other options."""
+        other = copy(self)
+        other._asked = asked
+        return other
 
     def ask(self, images: Sequence[bytes]) -> list[Reply]:
         """Send one image; an error that is about this image alone is its reply.
@@ -80,7 +90,7 @@ class EndpointAnswerer:
                 version=self._version,
             )
         except EndpointError as error:
-            if error.type in {"inference_failed"} or (400 <= error.status < 500 and not _about_all(error)):
+            if _about_one(error):
                 return [failure_of(error)]
             raise
         return [found]
@@ -98,6 +108,12 @@ class RuntimeAnswerer:
         self.categories: tuple[Category, ...] | None = detector.spec.categories
         self._detector = detector
         self._asked = asked
+
+    def asking(self, asked: Options) -> Self:
+        """Return the same, asked with other options."""
+        other = copy(self)
+        other._asked = asked
+        return other
 
     def ask(self, images: Sequence[bytes]) -> list[Reply]:
         """Detect a batch."""
@@ -141,22 +157,26 @@ class EagerAnswerer:
         return replies
 
 
-def _about_all(error: EndpointError) -> bool:
-    from dettools.endpoint import concerns_every_request
+def _about_one(error: EndpointError) -> bool:
+    """Whether the error is about this image, and not about the server or about every request."""
+    return not may_pass(error) and not concerns_every_request(error)
 
-    return may_pass(error) or concerns_every_request(error)
 
-
-def _described(client: Client, model: str, version: str | None) -> dict[str, Any]:
-    """What the worker says of itself; empty where it cannot be asked (a foreign server, no management address)."""
+def _described(client: Client, model: str, version: str | None, patience_s: float) -> dict[str, Any]:
+    """What the worker says of itself; empty when the endpoint is not ours and cannot tell."""
+    waiting = tenacity.Retrying(
+        retry=tenacity.retry_if_exception(may_pass),
+        wait=tenacity.wait_fixed(0.5),
+        stop=tenacity.stop_after_delay(patience_s),
+        reraise=True,
+    )
     try:
-        return client.describe(model, version)
-    except EndpointError as error:
-        if _about_all(error) and not may_pass(error):
+        described: dict[str, Any] = waiting(client.describe, model, version)
+    except ClientError as error:
+        if may_pass(error) or concerns_every_request(error):
             raise
         return {}
-    except ClientError:
-        return {}
+    return described
 
 
 def _categories(facts: Mapping[str, Any]) -> tuple[Category, ...] | None:

@@ -1,7 +1,7 @@
 """Which of the data set's categories each class of the model is.
 
 A bijection is wanted: each class of the model is one category of the data set, and the other way round. What is not is
-told, since every category that no class stands for has an AP of 0, and a class that stands for the wrong one costs twice.
+told: every category that no class stands for has an AP of 0, and a class that stands for the wrong one costs twice.
 """
 
 from collections.abc import Sequence

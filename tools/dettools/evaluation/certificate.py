@@ -3,8 +3,8 @@
     reference answers ─┐ same images  ┌─► paired bootstrap of ΔAP ─► two one-sided tests ─► verdict
     served answers ────┴──────────────┴─► comparison image by image ─► reason codes of the counterexamples
 
-Two one-sided tests (Schuirmann 1987, J. Pharmacokinet. Biopharm. 15:657): equivalence is shown when ΔAP is shown to be above
-−margin and shown to be below +margin, each at level α; that is the same as the (1 − 2α) interval lying inside the margin.
+Two one-sided tests (Schuirmann 1987, J. Pharmacokinet. Biopharm. 15:657): equivalence is shown when ΔAP is shown to be
+above −margin and shown to be below +margin, each at level α; that is, when the (1 − 2α) interval lies inside it.
 A failure to find a difference is no proof of equality; this is. The sampling distribution of ΔAP comes from
 resampling images, the same ones for both sides (Efron & Tibshirani 1993, ch. 8).
 """
@@ -13,15 +13,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-import numpy as np
-import numpy.typing as npt
-
 from dettools.agreement import TierName
 from dettools.comparison import Comparison, compare_image, compare_images, failed_image
 from dettools.evaluation.answers import Answer, coco_results
 from dettools.evaluation.category_mapping import CategoryMapping
 from dettools.ground_truth import GroundTruth
-from dettools.metrics import compare_coco, evaluate_coco
+from dettools.metrics import IouType, compare_coco, evaluate_coco
 
 Outcome = Literal["equivalent", "different", "undecided", "incomplete"]
 
@@ -65,7 +62,7 @@ class Certificate:
     outcome: Outcome
     reference: str
     served: str
-    iou_type: str
+    iou_type: IouType
     ap_reference: float
     ap_served: float
     difference: float
@@ -89,7 +86,8 @@ class Certificate:
     def sentence(self) -> str:
         """Say it in AP points."""
         got = (
-            f"ΔAP {_points(self.difference)} (served {100 * self.ap_served:.2f}, reference {100 * self.ap_reference:.2f}), "
+            f"ΔAP {_points(self.difference)} "
+            f"(served {100 * self.ap_served:.2f}, reference {100 * self.ap_reference:.2f}), "
             f"{100 * (2 * self.confidence - 1):g} % interval {_points(self.low)} to {_points(self.high)}"
         )
         bound = f"±{100 * self.margin:g} AP at {100 * self.confidence:g} %"
@@ -148,7 +146,7 @@ def certify(
     score_threshold: float,
     max_detections: int,
     tier: TierName = "numeric",
-    iou_type: str = "bbox",
+    iou_type: IouType = "bbox",
     margin: float = MARGIN,
     confidence: float = 0.95,
     resamples: int = 2000,
@@ -169,8 +167,7 @@ def certify(
         truth, theirs, mine, iou_type=iou_type, image_ids=image_ids, resamples=resamples, seed=seed,
         confidence=1 - 2 * alpha,
     )  # fmt: skip
-    p_lower = _share(difference.samples <= -margin)
-    p_upper = _share(difference.samples >= margin)
+    p_lower, p_upper = difference.p_values(margin)
     failed = sum(
         served.answers[one].failure is not None or reference.answers[one].failure is not None for one in image_ids
     )
@@ -207,11 +204,6 @@ def _outcome(
     return "different" if low > margin or high < -margin else "undecided"
 
 
-def _share(beyond: npt.NDArray[np.bool_]) -> float:
-    """The bootstrap's p value, never 0: (k + 1) / (n + 1) (Davison & Hinkley 1997, eq. 4.11)."""
-    return (int(beyond.sum()) + 1) / (len(beyond) + 1)
-
-
 def _comparison(
     reference: Side,
     served: Side,
@@ -224,7 +216,9 @@ def _comparison(
     for one in image_ids:
         theirs, mine = reference.answers[one], served.answers[one]
         if theirs.detections is None:
-            images.append(failed_image(mine.file_name, "eager_failed", theirs.failure.message if theirs.failure else ""))
+            images.append(
+                failed_image(mine.file_name, "eager_failed", theirs.failure.message if theirs.failure else "")
+            )
         elif mine.detections is None:
             message = mine.failure.message if mine.failure else ""
             images.append(failed_image(mine.file_name, "request_failed", message, eager=theirs.detections))
@@ -248,7 +242,7 @@ def _counterexamples(
     mine: Sequence[Mapping[str, Any]],
     theirs: Sequence[Mapping[str, Any]],
     image_ids: Sequence[int],
-    iou_type: str,
+    iou_type: IouType,
 ) -> tuple[Counterexample, ...]:
     """The failing images, those that move ΔAP most first; how far, by leaving each one out."""
     id_of = {truth_image.file_name: truth_image.id for truth_image in truth.images}
@@ -259,7 +253,7 @@ def _counterexamples(
     def delta(ids: Sequence[int]) -> float:
         kept = set(ids)
         sides = ([one for one in side if one["image_id"] in kept] for side in (mine, theirs))
-        served, reference = (evaluate_coco(truth, side, iou_type=iou_type, image_ids=ids).ap or 0.0 for side in sides)
+        served, reference = (evaluate_coco(truth, side, iou_type=iou_type, image_ids=ids).ap for side in sides)
         return served - reference
 
     whole = delta(image_ids)

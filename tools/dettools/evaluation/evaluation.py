@@ -1,8 +1,8 @@
 """COCO figures of something that answers, and everything a reader must know to trust them.
 
-    answers ─► COCO results ─► metrics over all images, a failed one counting as empty ─┐
-                          └─► metrics over the answered ones, when some failed          ├─► Evaluation
-                          └─► metrics as called without options                        ─┘
+answers ─► COCO results ─► metrics over all images, a failed one counting as empty ─┐
+                      └─► metrics over the answered ones, when some failed          ├─► Evaluation
+                      └─► metrics as called without options                        ─┘
 """
 
 import json
@@ -17,7 +17,7 @@ from dettools.evaluation.category_mapping import CategoryMapping
 from dettools.evaluation.certificate import Certificate
 from dettools.evaluation.gate import Limits, Objection
 from dettools.ground_truth import GroundTruth
-from dettools.metrics import Metrics, evaluate_coco
+from dettools.metrics import IouType, Metrics, evaluate_coco
 
 
 @dataclass(frozen=True)
@@ -26,8 +26,8 @@ class AsCalled:
 
     score_threshold: float
     max_detections: int
-    ap: float | None
-    ap50: float | None
+    ap: float
+    ap50: float
 
 
 @dataclass(frozen=True)
@@ -56,8 +56,8 @@ class Evaluation:
     limits: Limits
     mapping: CategoryMapping
     answers: tuple[Answer, ...] = field(repr=False)
-    metrics: Mapping[str, Metrics]
-    metrics_answered: Mapping[str, Metrics]
+    metrics: Mapping[IouType, Metrics]
+    metrics_answered: Mapping[IouType, Metrics]
     as_called: AsCalled | None
     accepted: tuple[Objection, ...]
     resumed: int
@@ -136,7 +136,7 @@ def summarise(
     *,
     limits: Limits,
     mapping: CategoryMapping,
-    iou_types: Sequence[str] = ("bbox",),
+    iou_types: Sequence[IouType] = ("bbox",),
     accepted: Sequence[Objection] = (),
     resumed: int = 0,
     events: Sequence[Event] = (),
@@ -149,7 +149,9 @@ def summarise(
     results = coco_results(answers, mapping.category_ids)
     metrics = {kind: evaluate_coco(truth, results, iou_type=kind, image_ids=ids) for kind in iou_types}
     partly = 0 < len(answered) < len(ids)
-    of_answered = {kind: evaluate_coco(truth, results, iou_type=kind, image_ids=answered) for kind in iou_types}
+    of_answered = (
+        {kind: evaluate_coco(truth, results, iou_type=kind, image_ids=answered) for kind in iou_types} if partly else {}
+    )
     dropped = sum(
         mapping.category_ids[label] is None
         for answer in answers
@@ -169,7 +171,7 @@ def summarise(
         mapping,
         tuple(answers),
         metrics,
-        of_answered if partly else {},
+        of_answered,
         _as_called(facts, truth, answers, limits, mapping, ids),
         tuple(accepted),
         resumed,

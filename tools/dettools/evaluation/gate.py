@@ -1,7 +1,7 @@
 """What would make an AP a lie: refused before the run, with what it would cost.
 
-COCO's AP is the area under a whole precision–recall curve over at most 100 detections an image. An endpoint that leaves out
-scores below 0.5, or answers ten detections at most, cuts the curve off; one whose classes are not the data set's
+COCO's AP is the area under a whole precision–recall curve over at most 100 detections an image. An endpoint that leaves
+out scores below 0.5, or answers ten detections at most, cuts the curve off; one whose classes are not the data set's
 counts every category that it does not have as AP 0. Such a figure can be compared with no other.
 """
 
@@ -26,7 +26,7 @@ class Cost:
     """What a setting costs, measured on the images of a sample.
 
     Attributes:
-        ap_without: AP as it should be.
+        ap_without: AP as it should be; of ``categories``, that of the categories which the model has.
         ap_with: AP under the setting.
         images: how many images it was measured on.
         of: how many the data set has.
@@ -69,7 +69,10 @@ class Objection:
 
     def sentence(self) -> str:
         """Say it whole."""
-        return f"{self.message} {self.cost.sentence()[0].upper()}{self.cost.sentence()[1:]}." if self.cost else self.message
+        if self.cost is None:
+            return self.message
+        cost = self.cost.sentence()
+        return f"{self.message} {cost[0].upper()}{cost[1:]}."
 
     def to_json(self) -> dict[str, Any]:
         """Return it as plain JSON values."""
@@ -136,16 +139,16 @@ def objections(limits: Limits, mapping: CategoryMapping) -> list[Objection]:
         found.append(
             Objection(
                 "max_detections",
-                f"max_detections: {limits.max_detections} were asked for; expected at least {FEWEST_DETECTIONS}, as many "
-                "as COCO's AP looks at.",
+                f"max_detections: {limits.max_detections} were asked for; expected at least {FEWEST_DETECTIONS}, as "
+                "many as COCO's AP looks at.",
             )
         )
     if mapping.problem:
         found.append(
             Objection(
                 "categories",
-                f"categories: {mapping.problem}; expected that each class is one category of the data set and the other "
-                "way round. Give the annotations that the model was trained for.",
+                f"categories: {mapping.problem}; expected that each class is one category of the data set and the "
+                "other way round. Give the annotations that the model was trained for.",
             )
         )
     return found
@@ -164,9 +167,9 @@ def seen_objections(answers: Sequence[Answer], limits: Limits) -> list[Objection
         objecting.append(
             Objection(
                 "threshold",
-                f"threshold: {limits.score_threshold:g} was asked for, but no score below {min(scores):.3g} came back on "
-                f"{len(scores)} images with detections; the endpoint has a threshold of its own. AP needs the low "
-                "scores too.",
+                f"threshold: {limits.score_threshold:g} was asked for, but no score below {min(scores):.3g} came "
+                f"back on {len(scores)} images with detections; the endpoint has a threshold of its own. AP needs the "
+                "low scores too.",
             )
         )
     counts = Counter(len(one) for one in found)
@@ -175,8 +178,8 @@ def seen_objections(answers: Sequence[Answer], limits: Limits) -> list[Objection
         objecting.append(
             Objection(
                 "max_detections",
-                f"max_detections: {limits.max_detections} were asked for, but {counts[most]} images have exactly {most} "
-                "and none has more; the endpoint has a maximum of its own.",
+                f"max_detections: {limits.max_detections} were asked for, but {counts[most]} images have exactly "
+                f"{most} and none has more; the endpoint has a maximum of its own.",
             )
         )
     return objecting
@@ -202,18 +205,15 @@ def with_cost(
     if not ids:
         return objection
 
-    def ap(results: Sequence[Mapping[str, Any]], data: GroundTruth) -> float:
-        return evaluate_coco(data, results, image_ids=ids).ap or 0.0
-
-    whole = coco_results(answers, drawn_mapping.category_ids)
+    whole = evaluate_coco(truth, coco_results(answers, drawn_mapping.category_ids), image_ids=ids)
     if objection.code == "categories":
-        known = truth.restricted_to_categories(mapping.mapped_ids) if mapping.mapped_ids else None
-        without = ap([one for one in whole if one["category_id"] in mapping.mapped_ids], known) if known else 0.0
-        return replace(objection, cost=Cost(without, ap(whole, truth), len(ids), len(truth.images), source))
+        mapped = [one.ap for one in whole.per_class if one.category_id in mapping.mapped_ids and one.ap is not None]
+        known = sum(mapped) / len(mapped) if mapped else 0.0
+        return replace(objection, cost=Cost(known, whole.ap, len(ids), len(truth.images), source))
     cut = [
         replace(answer, detections=answer.detections.filtered(limits.effective_threshold, limits.max_detections))
         for answer in answers
         if answer.detections is not None
     ]
-    with_it = ap(coco_results(cut, drawn_mapping.category_ids), truth)
-    return replace(objection, cost=Cost(ap(whole, truth), with_it, len(ids), len(truth.images), source))
+    with_it = evaluate_coco(truth, coco_results(cut, drawn_mapping.category_ids), image_ids=ids)
+    return replace(objection, cost=Cost(whole.ap, with_it.ap, len(ids), len(truth.images), source))

@@ -1,6 +1,6 @@
 """One evaluation from beginning to end.
 
-    who answers? ─► gate (refuse, with the cost) ─► stream ─► metrics ─► certificate against eager or runtime
+who answers? ─► gate (refuse, with the cost) ─► stream ─► metrics ─► certificate against eager or runtime
 """
 
 import hashlib
@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Literal, cast
 
 from dethandlers.options import Options
 from detserve.eager import load_eager
@@ -19,7 +19,7 @@ from detserve.instance import Instance
 from detserve.model_store import archive_path, spec_path
 
 from dettools.agreement import TierName
-from dettools.endpoint import Endpoint
+from dettools.endpoint import Clients, Endpoint
 from dettools.evaluation.answerers import EagerAnswerer, EndpointAnswerer, RuntimeAnswerer
 from dettools.evaluation.answers import Answer, Journal, open_journal
 from dettools.evaluation.category_mapping import By, CategoryMapping, map_categories
@@ -29,6 +29,7 @@ from dettools.evaluation.gate import Limits, Objection, limits_of, objections, s
 from dettools.evaluation.stream import Answerer, RetryPolicy, stream
 from dettools.ground_truth import GroundTruth, ImageEntry, load_ground_truth
 from dettools.local_detector import open_detector
+from dettools.metrics import IouType
 
 Progress = Callable[[str, int, int], None]
 """Told what is being done, how much of it is done, and how much there is."""
@@ -71,7 +72,7 @@ class Request:
     endpoint: Endpoint | None
     model_store: Path
     against: Literal["eager", "runtime"] | None = None
-    iou_types: tuple[str, ...] = ("bbox",)
+    iou_types: tuple[IouType, ...] = ("bbox",)
     score_threshold: float = _LOWEST_THRESHOLD
     max_detections: int = 100
     categories_by: By = "auto"
@@ -138,7 +139,7 @@ def evaluate(request: Request, *, on_progress: Progress = lambda *_: None) -> Ev
         if answerer.categories is None:
             found += _unknown(request, answerer, data, limits)
         if found and not request.accept_objections:
-            sample = _sampler(request, answerer, data, limits, mapping, on_progress)
+            sample = _sampler(request, answerer, data, limits, on_progress)
             raise RefusedError([with_cost(one, limits, data.truth, mapping, sample) for one in found])
         journal = _stream(request, answerer, data, request.out / "answers.jsonl", "served", on_progress)
         seconds = time.monotonic() - begun
@@ -179,7 +180,7 @@ def _answerer(request: Request) -> Iterator[Answerer]:
         with _runtime(request, request.model, request.weights) as runtime:
             yield runtime
         return
-    with request.endpoint.clients() as clients:
+    with Clients(request.endpoint) as clients:
         yield EndpointAnswerer(
             clients.detecting,
             clients.mine(),
@@ -250,9 +251,7 @@ def _stream(
         return journal
 
 
-def _certify(
-    request: Request, data: _DataSet, served: Side, limits: Limits, on_progress: Progress
-) -> Certificate:
+def _certify(request: Request, data: _DataSet, served: Side, limits: Limits, on_progress: Progress) -> Certificate:
     asked = replace(request.asked, score_threshold=limits.effective_threshold)
     with ExitStack() as stack:
         reference: Answerer
@@ -304,7 +303,6 @@ def _sampler(
     answerer: Answerer,
     data: _DataSet,
     limits: Limits,
-    mapping: CategoryMapping,
     on_progress: Progress,
 ) -> Callable[[], tuple[Sequence[Answer], CategoryMapping, str] | None]:
     """Return what draws detections under the best settings: from the endpoint if its floor allows, else in process."""
@@ -344,5 +342,3 @@ def _sampler(
         return drawn[0]
 
     return once
-
-
