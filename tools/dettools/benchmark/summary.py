@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from dettools.benchmark.measurement import STAGES
@@ -24,6 +24,16 @@ MEASURED = {
     "runtime": "the artefact's detector in this process; includes decode, pre- and postprocessing and writing the "
     "answer, no server: the ceiling that serving can reach",
 }
+
+
+@dataclass(frozen=True)
+class SharedReason:
+    """A reason against quoting the figures, with all the levels that gave it."""
+
+    stamp: str
+    code: str
+    text: str
+    where: str
 
 
 def table(run: Run) -> tuple[list[str], list[list[str]]]:
@@ -82,6 +92,61 @@ def stage_table(run: Run) -> tuple[list[str], list[list[str]]]:
     return _without_empty_columns(header, rows)
 
 
+def error_table(run: Run) -> tuple[list[str], list[list[str]]]:
+    """Return the errors by code, a row per level that has any."""
+    codes = sorted({code for level in run.levels for code in level.errors})
+    rows = [
+        [name, str(level.requests), *(str(level.errors.get(code, 0)) for code in codes), f"{level.error_rate:.2%}"]
+        for name, level in zip(run.labels, run.levels, strict=True)
+        if level.errors
+    ]
+    return ["level", "requests", *codes, "failed"], rows
+
+
+def accuracy_table(run: Run) -> tuple[list[str], list[list[str]]]:
+    """Return what the answers were worth, a row per level that was scored."""
+    header = ["level", "AP answered", "AP50 answered", "AP delivered", "AP50 delivered", "scored", "failed"]
+    rows = []
+    for name, level in zip(run.labels, run.levels, strict=True):
+        if level.accuracy is not None:
+            found = level.accuracy
+            values = (found.ap_answered, found.ap50_answered, found.ap_delivered, found.ap50_delivered)
+            rows.append([name, *(f"{value:.3f}" for value in values), str(found.requests), str(found.failed)])
+    return header, rows
+
+
+def resource_table(run: Run) -> tuple[list[str], list[list[str]]]:
+    """Return what the levels cost, a row per level."""
+    header = ["level", "measured s", "warm-up s", "client CPU ms/req", "server CPU ms/req", "client core"]
+    header += ["machine CPU", "late p99 ms", "loop lag p99 ms", "throttled s", "stolen"]
+    header += ["GPU", "GPU MB", "GPU MHz", "GPU W"]
+    served = run.kind == "served"
+    rows = []
+    for name, level in zip(run.labels, run.levels, strict=True):
+        used = level.resources
+        gpu = level.gpus[0] if level.gpus else None
+        share = used.client_cpu_s / used.wall_s if used.wall_s else None
+        rows.append(
+            [
+                name,
+                number(level.seconds),
+                number(level.warm_up.seconds),
+                number(level.client_cpu_ms) if served else NONE,
+                number(level.server_cpu_ms if served else level.client_cpu_ms),
+                percent(share if served else None),
+                percent(used.machine_cpu),
+                number(level.late_ms if level.load.loop == "open" else None),
+                number(used.loop_lag_ms),
+                number(used.cgroup_throttled_s),
+                percent(used.steal),
+                # nvidia-smi tells per cent.
+                NONE if gpu is None or gpu.utilisation is None else f"{gpu.utilisation:.0f} %",
+                *map(number, _gpu_values(level)),
+            ]
+        )
+    return _without_empty_columns(header, rows)
+
+
 def findings(run: Run) -> list[str]:
     """Return what the run says in sentences: what was measured, the best level, knee, SLO."""
     sentences = [f"Measured: {MEASURED[run.kind]}."]
@@ -108,26 +173,29 @@ def to_markdown(run: Run) -> str:
     header, rows = stage_table(run)
     if rows:
         lines += ["Mean latency by its parts, in ms:", "", *_markdown(header, rows), ""]
-    reasons = reasons_of(run)
-    if reasons:
-        lines += [
-            "Reservations:",
-            "",
-            *(f"- {stamp} `{code}` {where}: {text}" for where, stamp, code, text in reasons),
-            "",
-        ]
+    if reasons := shared_reasons(run):
+        listed = [f"- {reason.stamp} `{reason.code}` {reason.text} ({reason.where})" for reason in reasons]
+        lines += ["Reservations:", "", *listed, ""]
     lines += [f"Images: {run.images.sentence()}.", "", f"Environment: {environment_line(run.environment)}.", ""]
     return "\n".join(lines)
 
 
-def reasons_of(run: Run) -> list[tuple[str, str, str, str]]:
-    """Return every reason of the run and of its levels: where, stamp, code, sentence."""
-    found: list[tuple[str, str, str, str]] = [
-        ("run", *reason) for reason in run.verdict.reasons if not reason[1].startswith("levels_")
+def shared_reasons(run: Run) -> list[SharedReason]:
+    """Return every reason once, the gravest first, in the words of the first level that has it."""
+    told: list[tuple[str, str, str, str]] = [
+        ("the run", *reason) for reason in run.verdict.reasons if not reason[1].startswith("levels_")
     ]
     for name, verdict in zip(run.labels, run.verdicts, strict=True):
-        found += [(name, *reason) for reason in verdict.reasons]
-    return found
+        told += [(name, *reason) for reason in verdict.reasons]
+    places: dict[tuple[str, str], list[tuple[str, str]]] = {}
+    for where, stamp, code, text in told:
+        places.setdefault((stamp, code), []).append((where, text))
+    found = []
+    for (stamp, code), same in places.items():
+        others = [where for where, _ in same[1:]]
+        also = f"; also at {', '.join(others)}" if others else ""
+        found.append(SharedReason(stamp, code, same[0][1], same[0][0] + also))
+    return sorted(found, key=lambda reason: reason.stamp != "INVALID")
 
 
 def environment_line(environment: dict[str, Any]) -> str:
@@ -193,9 +261,20 @@ def number(value: float | None) -> str:
     return f"{value:,.0f}" if size >= 100 else f"{value:.1f}" if size >= 10 else f"{value:.2f}"
 
 
+def percent(value: float | None) -> str:
+    """Return a share as per cent; an en dash for None."""
+    return NONE if value is None else f"{value * 100:.0f} %" if value >= 0.1 else f"{value * 100:.1f} %"
+
+
 def mean_batch(level: LevelSummary) -> str:
     """Return the mean size of the batches that requests were in."""
     return number(_mean_batch(level))
+
+
+def _gpu_values(level: LevelSummary) -> tuple[float | None, float | None, float | None]:
+    if not level.gpus:
+        return None, None, None
+    return level.gpus[0].memory_mb, level.gpus[0].sm_clock_mhz, level.gpus[0].power_w
 
 
 def _mean_batch(level: LevelSummary) -> float | None:

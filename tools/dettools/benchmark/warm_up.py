@@ -51,7 +51,8 @@ def find_warm_up(samples: Sequence[Sample]) -> WarmUp:
     if not cut:
         return WarmUp(0, 0.0, settled)
     start_s = answered[cut].scheduled_s
-    return WarmUp(sum(sample.scheduled_s < start_s for sample in samples), start_s, settled)
+    before = [sample for sample in samples if sample.scheduled_s < start_s]
+    return WarmUp(len(before), start_s, settled)
 
 
 def truncation(series: npt.NDArray[np.float64]) -> tuple[int, bool]:
