@@ -2,7 +2,8 @@
 
 **Knee**: the level with the largest *power*, throughput / mean latency (Kleinrock 1979, "Power and deterministic rules
 of thumb for probabilistic problems in computer communications"): beyond it, more load buys more latency than answers.
-**Sustained**: of a rate sweep, the highest rate of which at least 95 % is answered as fast as it arrives.
+**Sustained**: of a rate sweep, the highest rate of which at least 95 % is answered as fast as it arrives, with
+latencies that settle.
 **SLO**: the highest load that meets it, every lower one meeting it too. It is judged by the strict percentile (a failed
 request takes for ever); whether the interval lies on the same side of the limit is told beside it.
 """
@@ -119,8 +120,14 @@ def highest_sustained(levels: Sequence[LevelSummary]) -> int | None:
 
 
 def sustains(level: LevelSummary) -> bool:
-    """Tell whether at least 95 % of what is offered is answered."""
-    return level.throughput_rps.value >= SUSTAINED * level.offered_rps
+    """Tell whether at least 95 % of what is offered is answered, and the latencies do not rise all the time."""
+    return level.throughput_rps.value >= SUSTAINED * level.offered_rps and not rises(level)
+
+
+def rises(level: LevelSummary) -> bool:
+    """Tell whether the latencies never settled and were higher at the end: a queue that grows slowly."""
+    means = [window.latency_ms for window in level.windows if window.latency_ms is not None]
+    return not level.warm_up.settled and (len(means) < 2 or means[-1] > means[0])
 
 
 def judge_slo(level: LevelSummary, slo: Slo, index: int = 0) -> SloOutcome:

@@ -85,7 +85,7 @@ def latency_percentiles(
                 low if shown and resamples else None,
                 high if shown and resamples else None,
                 strict_percentile(due, p),
-                n * (1 - p / 100),
+                n * (100 - p) / 100,
                 "" if shown else f"{n} answers, at least {fewest} are needed",
             )
         )

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from dettools.benchmark.statistics import LevelSummary
 
 NONE = "–"
+UNSEEN_MS = 1e-3
+"""A stage that never takes longer is left out: in process there is no network."""
 
 MEASURED = {
     "served": "requests to the endpoint as a client sees them: building and sending the request, the server's queue "
@@ -41,26 +43,26 @@ def table(run: Run) -> tuple[list[str], list[list[str]]]:
     percentiles = [one.name for one in run.levels[0].percentiles] if run.levels else []
     open_loop = any(level.load.loop == "open" for level in run.levels)
     unit = "req/s" if run.kind == "served" else "images/s"
-    header = ["level", *(["offered"] if open_loop else []), unit, "95 % interval"]
+    header = ["level", *(["offered"] if open_loop else []), unit]
     header += [f"{name} ms" for name in percentiles]
-    header += ["max ms", "requests", "errors", "batch", "client ms", "server ms", "AP", "stamp"]
+    served = run.kind == "served"
+    header += ["max ms", "requests" if served else "images", "errors", "batch"]
+    header += ["client CPU ms", "server CPU ms" if served else "CPU ms", "AP", "stamp"]
     rows = []
     for name, level, verdict in zip(run.labels, run.levels, run.verdicts, strict=True):
-        rate = level.throughput_rps
         accuracy = level.accuracy
         rows.append(
             [
                 name,
                 *([number(level.offered_rps)] if open_loop else []),
-                number(rate.value),
-                NONE if rate.low is None or rate.high is None else f"{number(rate.low)}…{number(rate.high)}",
+                number(level.throughput_rps.value),
                 *(number(one.ms) for one in level.percentiles),
                 number(level.max_ms),
                 str(level.requests),
                 NONE if not level.failed else f"{level.failed} ({level.error_rate:.1%})",
                 mean_batch(level),
-                number(level.client_cpu_ms if run.kind == "served" else None),
-                number(level.server_cpu_ms if run.kind == "served" else level.client_cpu_ms),
+                number(level.client_cpu_ms if served else None),
+                number(level.server_cpu_ms if served else level.client_cpu_ms),
                 NONE if accuracy is None else f"{accuracy.ap_delivered:.3f}",
                 verdict.stamp,
             ]
@@ -69,26 +71,27 @@ def table(run: Run) -> tuple[list[str], list[list[str]]]:
 
 
 def percentile_table(run: Run) -> tuple[list[str], list[list[str]]]:
-    """Return the percentiles with their intervals, a row per level."""
+    """Return throughput and percentiles with their intervals, a row per level."""
     names = [one.name for one in run.levels[0].percentiles] if run.levels else []
     rows = []
     for name, level in zip(run.labels, run.levels, strict=True):
-        cells = []
-        for one in level.percentiles:
-            interval = "" if one.low_ms is None else f" [{number(one.low_ms)}, {number(one.high_ms)}]"
-            cells.append(number(one.ms) + interval)
-        rows.append([name, *cells])
-    return ["level", *(f"{name} ms" for name in names)], rows
+        rate = level.throughput_rps
+        figures = [(rate.value, rate.low, rate.high), *((one.ms, one.low_ms, one.high_ms) for one in level.percentiles)]
+        rows.append([name, *(_with_interval(*figure) for figure in figures)])
+    unit = "req/s" if run.kind == "served" else "images/s"
+    return _without_empty_columns(["level", unit, *(f"{name} ms" for name in names)], rows)
 
 
 def stage_table(run: Run) -> tuple[list[str], list[list[str]]]:
     """Return the mean latency by its parts, a row per level that tells them."""
     header = ["level", *(name.replace("_", "+") for name in STAGES), "sum ms", "server queue ms"]
+    used = {stage: any(level.stages_ms.get(stage, 0.0) > UNSEEN_MS for level in run.levels) for stage in STAGES}
     rows = []
     for name, level in zip(run.labels, run.levels, strict=True):
         if level.stages_ms:
             parts = [level.stages_ms.get(stage, 0.0) for stage in STAGES]
-            rows.append([name, *map(number, parts), number(sum(parts)), number(level.resources.queue_ms)])
+            cells = [number(part) if used[stage] else NONE for stage, part in zip(STAGES, parts, strict=True)]
+            rows.append([name, *cells, number(sum(parts)), number(level.resources.queue_ms)])
     return _without_empty_columns(header, rows)
 
 
@@ -117,10 +120,11 @@ def accuracy_table(run: Run) -> tuple[list[str], list[list[str]]]:
 
 def resource_table(run: Run) -> tuple[list[str], list[list[str]]]:
     """Return what the levels cost, a row per level."""
-    header = ["level", "measured s", "warm-up s", "client CPU ms/req", "server CPU ms/req", "client core"]
+    served = run.kind == "served"
+    header = ["level", "measured s", "warm-up s", "client CPU ms/req"]
+    header += ["server CPU ms/req" if served else "CPU ms/image", "client core"]
     header += ["machine CPU", "late p99 ms", "loop lag p99 ms", "throttled s", "stolen"]
     header += ["GPU", "GPU MB", "GPU MHz", "GPU W"]
-    served = run.kind == "served"
     rows = []
     for name, level in zip(run.labels, run.levels, strict=True):
         used = level.resources
@@ -269,6 +273,10 @@ def percent(value: float | None) -> str:
 def mean_batch(level: LevelSummary) -> str:
     """Return the mean size of the batches that requests were in."""
     return number(_mean_batch(level))
+
+
+def _with_interval(value: float | None, low: float | None, high: float | None) -> str:
+    return number(value) if low is None or high is None else f"{number(value)} [{number(low)}, {number(high)}]"
 
 
 def _gpu_values(level: LevelSummary) -> tuple[float | None, float | None, float | None]:

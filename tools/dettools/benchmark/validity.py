@@ -11,7 +11,7 @@ when a reason concerns all of it; a run with good and bad levels is a WARN that 
 
 from collections.abc import Callable, Iterator, Sequence
 
-from dettools.benchmark.knee import sustains
+from dettools.benchmark.knee import rises, sustains
 from dettools.benchmark.measurement import Stamp, Verdict
 from dettools.benchmark.percentiles import fewest_answers
 from dettools.benchmark.statistics import TOLERANCE, WINDOWS, LevelSummary
@@ -244,11 +244,12 @@ def _client(level: LevelSummary) -> Iterator[Reason]:
 
 def _overload(level: LevelSummary) -> Iterator[Reason]:
     if level.load.loop == "open" and not sustains(level):
+        grows = " and the latencies rise all the time" if rises(level) else ""
         yield _reason(
             "WARN",
             "overloaded",
-            f"Answered {level.throughput_rps.value:.1f} of {level.offered_rps:.1f} requests per second: the queue "
-            "grows as long as one measures, and the latencies with it. Quote the throughput, not the latency.",
+            f"Answered {level.throughput_rps.value:.1f} of {level.offered_rps:.1f} requests per second{grows}: the "
+            "queue grows as long as one measures, and the latencies with it. Quote the throughput, not the latency.",
         )
 
 

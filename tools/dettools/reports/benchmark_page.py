@@ -66,7 +66,7 @@ def render_page(run: Run, samples: curves.Samples) -> str:
     )
     return environment.from_string(template).render(
         run=run,
-        measured=f"Measured: {MEASURED[run.kind]}.",
+        measured=f"Measured{_date(run)}: {MEASURED[run.kind]}.",
         stamp_words=STAMP_WORDS[run.verdict.stamp],
         cards=list(_cards(run)),
         reasons=shared_reasons(run),
@@ -104,7 +104,7 @@ def _cards(run: Run) -> Iterator[tuple[str, str]]:
         yield f"{number(median.ms)} ms", f"median latency at {run.labels[lightest]}"
     requests = sum(level.requests for level in run.levels)
     failed = sum(level.failed for level in run.levels)
-    yield f"{failed:,} failed", f"of {requests:,} {unit} in {len(run.levels)} levels"
+    yield f"{failed:,} failed", f"of {requests:,} {unit} in {len(run.levels)} level{'s' * (len(run.levels) != 1)}"
 
 
 def _sections(run: Run, samples: curves.Samples) -> Iterator[Section]:
@@ -168,6 +168,11 @@ def _method(run: Run) -> Iterator[str]:
         )
         yield "SLO: judged with failed requests as taking for ever. Knee: the level with the most throughput / latency."
     yield "The intervals know what varied inside this run; what varies from run to run, only repeating it shows."
+
+
+def _date(run: Run) -> str:
+    date = run.environment.get("date")
+    return f" on {str(date)[:10]}" if date else ""
 
 
 def _pairs(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:

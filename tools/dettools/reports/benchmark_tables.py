@@ -21,7 +21,7 @@ from dettools.benchmark.summary import (
 
 COLOURS = {"VALID": "green", "WARN": "yellow", "INVALID": "red"}
 MOST_MISMATCHES = 20
-LEFT_OUT_FIRST = ("95 % interval", "p75 ms", "client ms", "p90 ms", "server ms", "p99.9 ms", "batch", "max ms")
+LEFT_OUT_FIRST = ("p75 ms", "client CPU ms", "server CPU ms", "CPU ms", "p90 ms", "p99.9 ms", "batch", "max ms")
 
 
 def print_run(run: Run, console: Console) -> None:

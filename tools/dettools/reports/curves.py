@@ -20,6 +20,7 @@ from dettools.benchmark.measurement import STAGES, Sample
 from dettools.benchmark.percentiles import latencies_ms
 from dettools.benchmark.run import Run
 from dettools.benchmark.statistics import LevelSummary, measured_samples
+from dettools.benchmark.summary import UNSEEN_MS
 
 Samples = Sequence[Sequence[Sample]]
 """The requests of each level."""
@@ -97,7 +98,9 @@ def throughput_bars(run: Run) -> str:
             axes.barh(row, rate.value, height=0.6, color="#2b6cb0" if row != run.best else GOOD)
             if rate.low is not None and rate.high is not None:
                 axes.plot([rate.low, rate.high], [row, row], color=INK, linewidth=1.4)
-            axes.text(rate.value * 1.02, row - 0.02, f"{rate.value:.1f}", va="center")
+            axes.annotate(
+                f"{rate.value:.1f}", (rate.high or rate.value, row), (6, 0), textcoords="offset points", va="center"
+            )
         _level_axis(axes, run)
         axes.set_xlim(0, 1.12 * max((level.throughput_rps.value for level in run.levels), default=1.0))
         axes.set_xlabel("images per second, with the 95 % interval")
@@ -178,7 +181,7 @@ def stage_bars(run: Run) -> str:
     with _style("stages"):
         figure = Figure(figsize=(WIDTH_IN, 1.3 + 0.34 * len(run.levels)))
         axes = figure.subplots()
-        used = [stage for stage in STAGES if any(level.stages_ms.get(stage) for level in run.levels)]
+        used = [stage for stage in STAGES if any(level.stages_ms.get(stage, 0.0) > UNSEEN_MS for level in run.levels)]
         starts = np.zeros(len(run.levels))
         for stage in used:
             widths = np.array([level.stages_ms.get(stage, 0.0) for level in run.levels])
