@@ -1,4 +1,4 @@
-"""Who can be evaluated: an endpoint over REST or gRPC, the worker's detector in this process, eager."""
+"""The endpoint as the one who answers, over REST or gRPC. It needs no torch: a client starts at once."""
 
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
@@ -6,15 +6,11 @@ from typing import Any, Protocol, Self
 
 import tenacity
 from dethandlers.detections import Category, Detections
-from dethandlers.detector import Detector, Request
-from dethandlers.errors import RequestError
 from dethandlers.options import Options
 from detserve.client import Client
-from detserve.eager import EagerModel
-from detserve.errors import ClientError, DetserveError, EndpointError
+from detserve.errors import ClientError, EndpointError
 
 from dettools.endpoint import concerns_every_request
-from dettools.evaluation.answers import Failure
 from dettools.evaluation.stream import Reply, failure_of, may_pass
 
 
@@ -94,67 +90,6 @@ class EndpointAnswerer:
                 return [failure_of(error)]
             raise
         return [found]
-
-
-class RuntimeAnswerer:
-    """The worker's detector in this process."""
-
-    concurrency = 1
-
-    def __init__(self, detector: Detector, *, asked: Options, batch_size: int | None = None) -> None:
-        self.batch_size = batch_size or detector.spec.serving.batch_size
-        self.facts: Mapping[str, Any] = detector.describe()
-        self.name = f"{detector.spec.name} {detector.spec.version} in process, runtime {self.facts['runtime']}"
-        self.categories: tuple[Category, ...] | None = detector.spec.categories
-        self._detector = detector
-        self._asked = asked
-
-    def asking(self, asked: Options) -> Self:
-        """Return the same, asked with other options."""
-        other = copy(self)
-        other._asked = asked
-        return other
-
-    def ask(self, images: Sequence[bytes]) -> list[Reply]:
-        """Detect a batch."""
-        results = self._detector.detect([Request(image, self._asked) for image in images])
-        return [
-            Failure(result.type, result.message, result.code) if isinstance(result, RequestError) else result.detections
-            for result in results
-        ]
-
-
-class EagerAnswerer:
-    """The framework's own inference on the source checkpoint, one image at a time."""
-
-    concurrency = 1
-    batch_size = 1
-
-    def __init__(self, model: EagerModel, *, asked: Options) -> None:
-        self.name = f"eager: {model.source}"
-        self.facts: Mapping[str, Any] = {"source": model.source}
-        self.categories: tuple[Category, ...] | None = model.categories
-        self._model = model
-        self._asked = asked
-
-    def ask(self, images: Sequence[bytes]) -> list[Reply]:
-        """Detect."""
-        asked = self._asked
-        replies: list[Reply] = []
-        for image in images:
-            try:
-                replies.append(
-                    self._model.detect(
-                        image,
-                        asked.score_threshold,
-                        asked.max_detections,
-                        masks=asked.masks,
-                        keypoints=asked.keypoints,
-                    )
-                )
-            except DetserveError as error:
-                replies.append(Failure("eager_failed", str(error)))
-        return replies
 
 
 def _about_one(error: EndpointError) -> bool:

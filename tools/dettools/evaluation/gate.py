@@ -197,7 +197,8 @@ def with_cost(
     Args:
         sample: returns detections without the limits on some images, how their labels map, and what gave them.
     """
-    drawn = sample()
+    # Where no class is known there is nothing to measure: the AP would be 0.
+    drawn = sample() if mapping.mapped_ids else None
     if drawn is None:
         return objection
     answers, drawn_mapping, source = drawn

@@ -10,17 +10,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal, cast
+from typing import TYPE_CHECKING, Literal, cast
 
 from dethandlers.options import Options
-from detserve.eager import load_eager
 from detserve.errors import DetserveError
 from detserve.instance import Instance
 from detserve.model_store import archive_path, spec_path
 
 from dettools.agreement import TierName
 from dettools.endpoint import Clients, Endpoint
-from dettools.evaluation.answerers import EagerAnswerer, EndpointAnswerer, RuntimeAnswerer
+from dettools.evaluation.answerers import EndpointAnswerer
 from dettools.evaluation.answers import Answer, Journal, open_journal
 from dettools.evaluation.category_mapping import By, CategoryMapping, map_categories
 from dettools.evaluation.certificate import MARGIN, Certificate, Side, certify
@@ -28,8 +27,10 @@ from dettools.evaluation.evaluation import Evaluation, summarise
 from dettools.evaluation.gate import Limits, Objection, limits_of, objections, seen_objections, with_cost
 from dettools.evaluation.stream import Answerer, RetryPolicy, stream
 from dettools.ground_truth import GroundTruth, ImageEntry, load_ground_truth
-from dettools.local_detector import open_detector
 from dettools.metrics import IouType
+
+if TYPE_CHECKING:
+    from dettools.evaluation.local_answerers import RuntimeAnswerer
 
 Progress = Callable[[str, int, int], None]
 """Told what is being done, how much of it is done, and how much there is."""
@@ -195,7 +196,11 @@ def _answerer(request: Request) -> Iterator[Answerer]:
 @contextmanager
 def _runtime(
     request: Request, model: str, weights: Path | None = None, asked: Options | None = None
-) -> Iterator[RuntimeAnswerer]:
+) -> Iterator["RuntimeAnswerer"]:
+    # torch is imported where something runs in this process, and not for an endpoint.
+    from dettools.evaluation.local_answerers import RuntimeAnswerer
+    from dettools.local_detector import open_detector
+
     with open_detector(model, model_store=request.model_store, weights=weights, device=request.device) as detector:
         floor = detector.spec.serving.min_score_threshold
         asked = asked or replace(request.asked, score_threshold=max(request.score_threshold, floor))
@@ -258,6 +263,10 @@ def _certify(request: Request, data: _DataSet, served: Side, limits: Limits, on_
         if request.against == "runtime":
             reference = stack.enter_context(_runtime(request, _source(request), request.weights, asked))
         else:
+            from detserve.eager import load_eager
+
+            from dettools.evaluation.local_answerers import EagerAnswerer
+
             model = load_eager(
                 request.model,
                 model_store=request.model_store,

@@ -31,16 +31,30 @@ Reply = Detections | Failure
 class Answerer(Protocol):
     """Something that finds objects in encoded images: an endpoint, or a model in this process."""
 
-    name: str
-    """What it is, for people."""
-    categories: tuple[Category, ...] | None
-    """Its category map by label; None when it does not tell."""
-    facts: Mapping[str, Any]
-    """What runs there, as it says itself."""
-    batch_size: int
-    """How many images `ask` takes at once."""
-    concurrency: int
-    """How many threads may ask at once."""
+    @property
+    def name(self) -> str:
+        """What it is, for people."""
+        ...
+
+    @property
+    def categories(self) -> tuple[Category, ...] | None:
+        """Its category map by label; None when it does not tell."""
+        ...
+
+    @property
+    def facts(self) -> Mapping[str, Any]:
+        """What runs there, as it says itself."""
+        ...
+
+    @property
+    def batch_size(self) -> int:
+        """How many images `ask` takes at once."""
+        ...
+
+    @property
+    def concurrency(self) -> int:
+        """How many threads may ask at once."""
+        ...
 
     def ask(self, images: Sequence[bytes]) -> list[Reply]:
         """Answer some images, in their order.

@@ -24,10 +24,10 @@ def print_evaluation(evaluation: Evaluation, console: Console, *, per_class: boo
     table.add_column("")
     for figure in _FIGURES:
         table.add_column(figure, justify="right", no_wrap=True)
-    for kind, metrics in evaluation.metrics.items():
-        table.add_row(kind, *_figures(metrics))
-    for kind, metrics in evaluation.metrics_answered.items():
-        table.add_row(f"{kind}, answered only", *_figures(metrics))
+    for iou_type, metrics in evaluation.metrics.items():
+        table.add_row(iou_type, *_figures(metrics))
+    for iou_type, metrics in evaluation.metrics_answered.items():
+        table.add_row(f"{iou_type}, answered only", *_figures(metrics))
     console.print(table)
     answered = len(evaluation.answers) - len(evaluation.failed)
     resumed = f", {evaluation.resumed} of them by an earlier run" if evaluation.resumed else ""
