@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 from coco_scenes import checked, scenes
+from dettools.coco_metrics import evaluate_coco
 from dettools.ground_truth import GroundTruth, load_ground_truth
 from dettools.label_order import LabelOrderError
-from dettools.metrics import evaluate_coco
 from dettools.mmdetection_results import ResultsFormatError
 from dettools.predictions import PredictionsError, load_predictions
 from dettools.restricted_pickle import RestrictedPickleError

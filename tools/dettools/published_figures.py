@@ -14,8 +14,8 @@ from typing import Any
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from dettools.coco_metrics import Metrics, prepared_results
 from dettools.ground_truth import GroundTruth
-from dettools.metrics import Metrics, prepared_results
 
 
 def published_figures(

@@ -14,8 +14,8 @@ from detserve.errors import ClientError, DetserveError
 
 from dettools.benchmark.load import MeasuredLevel
 from dettools.benchmark.measurement import Accuracy, Level, Sample
+from dettools.coco_metrics import evaluate_coco
 from dettools.ground_truth import GroundTruth, base_name, ground_truth_of
-from dettools.metrics import evaluate_coco
 
 Read = Callable[[bytes], list[dict[str, Any]]]
 """The detections of an answer as the default response form has them: ``bbox`` xyxy px, ``score``, ``class_name``."""

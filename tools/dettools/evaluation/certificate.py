@@ -14,11 +14,11 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from dettools.agreement import TierName
+from dettools.coco_metrics import IouType, compare_coco, evaluate_coco
 from dettools.comparison import Comparison, compare_image, compare_images, failed_image
 from dettools.evaluation.answers import Answer, coco_results
 from dettools.evaluation.category_mapping import CategoryMapping
 from dettools.ground_truth import GroundTruth
-from dettools.metrics import IouType, compare_coco, evaluate_coco
 
 Outcome = Literal["equivalent", "different", "undecided", "incomplete"]
 

@@ -12,12 +12,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from dettools.coco_metrics import IouType, Metrics, evaluate_coco
 from dettools.evaluation.answers import Answer, Event, coco_results
 from dettools.evaluation.category_mapping import CategoryMapping
 from dettools.evaluation.certificate import Certificate
 from dettools.evaluation.gate import Limits, Objection
 from dettools.ground_truth import GroundTruth
-from dettools.metrics import IouType, Metrics, evaluate_coco
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from dettools.coco_metrics import evaluate_coco
 from dettools.evaluation.answers import Answer, coco_results
 from dettools.evaluation.category_mapping import CategoryMapping
 from dettools.ground_truth import GroundTruth
-from dettools.metrics import evaluate_coco
 
 HIGHEST_THRESHOLD = 0.05
 """The highest score threshold at which an AP is still called one; torchvision's own default."""

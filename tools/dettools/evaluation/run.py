@@ -18,6 +18,7 @@ from detserve.instance import Instance
 from detserve.model_store import archive_path, spec_path
 
 from dettools.agreement import TierName
+from dettools.coco_metrics import IouType
 from dettools.endpoint import Clients, Endpoint
 from dettools.evaluation.answerers import EndpointAnswerer
 from dettools.evaluation.answers import Answer, Journal, open_journal
@@ -27,7 +28,6 @@ from dettools.evaluation.evaluation import Evaluation, summarise
 from dettools.evaluation.gate import Limits, Objection, limits_of, objections, seen_objections, with_cost
 from dettools.evaluation.stream import Answerer, RetryPolicy, stream
 from dettools.ground_truth import GroundTruth, ImageEntry, load_ground_truth
-from dettools.metrics import IouType
 
 if TYPE_CHECKING:
     from dettools.evaluation.local_answerers import RuntimeAnswerer

@@ -10,9 +10,9 @@ import matplotlib as mpl
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
+from dettools.coco_metrics import Metrics
 from dettools.evaluation.certificate import Certificate
 from dettools.evaluation.evaluation import Evaluation
-from dettools.metrics import Metrics
 
 _HEADLINE = ("AP", "AP50", "AP75")
 

@@ -4,10 +4,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from dettools.coco_metrics import Metrics
 from dettools.evaluation.certificate import Certificate
 from dettools.evaluation.evaluation import Evaluation
 from dettools.evaluation.run import RefusedError
-from dettools.metrics import Metrics
 
 _FIGURES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR100")
 _SHOWN = 10

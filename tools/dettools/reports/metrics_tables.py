@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from dettools.metrics import Metrics
+from dettools.coco_metrics import Metrics
 from dettools.resampling import ApInterval
 
 AREAS = {"s": "small", "m": "medium", "l": "large"}

@@ -7,8 +7,7 @@ import math
 import numpy as np
 import pytest
 from coco_scenes import Document, Results, checked, scenes
-from dettools.ground_truth import load_ground_truth
-from dettools.metrics import (
+from dettools.coco_metrics import (
     MetricsError,
     _matches,
     ap_interval,
@@ -16,6 +15,7 @@ from dettools.metrics import (
     evaluate_coco,
     prepared_results,
 )
+from dettools.ground_truth import load_ground_truth
 from dettools.published_figures import published_figures
 from dettools.reports.metrics_tables import coco_lines
 from dettools.resampling import RECALLS, ApDifference, _recalls_reached, resampled
