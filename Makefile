@@ -11,7 +11,7 @@ OUT ?= out/demo
 READY := $(VENV)/.detserve-ready
 EXTRAS ?= onnx,dev
 
-.PHONY: help env demo serve test lint pytest gpu clean
+.PHONY: help env demo serve test lint pytest gpu peers clean
 .DEFAULT_GOAL := help
 
 help:  ## show this list
@@ -44,6 +44,9 @@ pytest: $(READY)  ## the tests
 
 gpu: $(READY)  ## the tests that need a CUDA device
 	$(BIN)/pytest -m gpu
+
+peers: $(READY)  ## our server beside others, about 15 minutes; writes benchmarks/PEERS.md
+	$(BIN)/python benchmarks/peers/run.py
 
 clean:  ## remove what the build and the tests made, and keep the environment
 	rm -rf out build dist .pytest_cache .mypy_cache .ruff_cache

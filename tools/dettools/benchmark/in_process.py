@@ -16,16 +16,17 @@ operator and the decoding threads, so no second process is needed. On a GPU, wor
 waited for in the forward pass and counted there; forward is synchronised, and postprocessing ends on the CPU.
 """
 
-import random
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-import psutil
 from detserve.model_store import default_model_store
 
-from dettools.benchmark.measurement import Level, Load, Resources, Sample
+from dettools.benchmark.measurement import GpuSample, Level, Load, Resources, Sample
+from dettools.benchmark.monitor import Monitor
+from dettools.benchmark.schedule import image_order
 from dettools.benchmark.subjects import (
     InProcessError,
     Subject,
@@ -105,7 +106,7 @@ def measure(
     on_progress: Callable[[str], None] = lambda _: None,
 ) -> list[Level]:
     """Measure a loaded model; ``images`` are (name, encoded bytes)."""
-    series = [_Series(subject, size, endless_order(images, seed)) for size in batch_sizes]
+    series = [_Series(subject, size, images, seed) for size in batch_sizes]
     turn_s = min_time_s / repeats
     stopped = "time"
     try:
@@ -122,24 +123,17 @@ def measure(
     return [one.level(turn_s, stopped) for one in series if one.samples]
 
 
-def endless_order(images: Sequence[tuple[str, bytes]], seed: int) -> Iterator[tuple[str, bytes]]:
-    """Yield the images for ever: each once per pass, every pass in another order, all of it set by the seed."""
-    shuffler = random.Random(seed)  # noqa: S311 - an order, no secret
-    while True:
-        yield from shuffler.sample(list(images), len(images))
-
-
 class _Series:
     """The batches of one size, over all their turns."""
 
-    def __init__(self, subject: Subject, batch_size: int, order: Iterator[tuple[str, bytes]]) -> None:
+    def __init__(self, subject: Subject, batch_size: int, images: Sequence[tuple[str, bytes]], seed: int) -> None:
         self.batch_size = batch_size
         self.samples: list[Sample] = []
         self._subject = subject
-        self._order = order
+        self._images = images
+        self._order = image_order(len(images), seed)
         self._clock_s = 0.0
-        self._cpu_s = 0.0
-        self._machine: list[tuple[float, float, float]] = []
+        self._turns: list[Resources] = []
 
     @property
     def rate(self) -> float:
@@ -154,8 +148,8 @@ class _Series:
     def take_turn(self, length_s: float) -> None:
         """Run batches until the turn is over; at least one."""
         self.warm_up(1)  # the caches are still another size's
-        machine = _machine_times()
-        cpu = time.process_time()
+        monitor = Monitor()
+        monitor.start()
         begun = time.perf_counter()
         offset = self._clock_s
         try:
@@ -165,23 +159,15 @@ class _Series:
                 if done - offset >= length_s:
                     break
         finally:
-            self._cpu_s += time.process_time() - cpu
-            self._machine.append(tuple(after - before for before, after in zip(machine, _machine_times(), strict=True)))  # type: ignore[arg-type]
+            self._turns.append(monitor.stop())
 
     def level(self, window_s: float, stopped: str) -> Level:
-        """Return the level; there is no client, so that all CPU time counts as the server's."""
-        total, busy, stolen = (sum(column) for column in zip(*self._machine, strict=True))
-        resources = Resources(
-            wall_s=self._clock_s,
-            client_cpu_s=0.0,
-            server_cpu_s=self._cpu_s,
-            machine_cpu=busy / total if total > 0 else None,
-            steal=stolen / total if total > 0 else None,
-        )
+        """Return the level."""
+        resources = _resources(self._clock_s, self._turns)
         return Level(Load("closed", float(self.batch_size)), tuple(self.samples), resources, window_s, stopped)
 
     def _next(self) -> list[tuple[str, bytes]]:
-        return [next(self._order) for _ in range(self.batch_size)]
+        return [self._images[next(self._order)] for _ in range(self.batch_size)]
 
     def _run_batch(self, origin: float) -> float:
         """Run one batch; return when it was done, on this series' own clock."""
@@ -207,13 +193,29 @@ class _Series:
         return done
 
 
-def _machine_times() -> tuple[float, float, float]:
-    """Return the machine's CPU seconds so far: all, busy, stolen."""
-    times = psutil.cpu_times()
-    stolen = float(getattr(times, "steal", 0.0))
-    total = float(sum(getattr(times, name) for name in times._fields if not name.startswith("guest")))
-    idle = float(times.idle + getattr(times, "iowait", 0.0))
-    return total, total - idle - stolen, stolen
+def _resources(wall_s: float, turns: Sequence[Resources]) -> Resources:
+    """Gather the turns; there is no client, so that all CPU time of this process counts as the server's."""
+    watched_s = sum(turn.wall_s for turn in turns)
+    throttled = [turn.cgroup_throttled_s for turn in turns if turn.cgroup_throttled_s is not None]
+    looks: list[GpuSample] = []
+    passed_s = 0.0
+    for turn in turns:
+        looks += [replace(look, at_s=look.at_s + passed_s) for look in turn.gpu]
+        passed_s += turn.wall_s
+
+    def share(of: Callable[[Resources], float | None]) -> float | None:
+        told = [(value, turn.wall_s) for turn in turns if (value := of(turn)) is not None]
+        return sum(value * weight for value, weight in told) / watched_s if told and watched_s > 0 else None
+
+    return Resources(
+        wall_s=wall_s,
+        client_cpu_s=0.0,
+        server_cpu_s=sum(turn.client_cpu_s for turn in turns),
+        machine_cpu=share(lambda turn: turn.machine_cpu),
+        cgroup_throttled_s=sum(throttled) if throttled else None,
+        steal=share(lambda turn: turn.steal),
+        gpu=tuple(looks),
+    )
 
 
 def _check(batch_sizes: Sequence[int], threads: int | None, min_time_s: float, repeats: int) -> None:
