@@ -18,7 +18,7 @@ from dettools.coco_metrics import (
 from dettools.ground_truth import load_ground_truth
 from dettools.published_figures import published_figures
 from dettools.reports.metrics_tables import coco_lines
-from dettools.resampling import RECALLS, ApDifference, _recalls_reached, resampled
+from dettools.resampling import RECALLS, ApDifference, ResamplingError, _recalls_reached, resampled
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
@@ -285,6 +285,9 @@ def test_the_same_seed_gives_the_same_interval():
     assert first == ap_interval(truth, results, resamples=50, seed=1)
     assert first != ap_interval(truth, results, resamples=50, seed=2)
     assert first.low < first.ap < first.high
+    for wrong in ({"confidence": 95}, {"resamples": 0}):
+        with pytest.raises(ResamplingError, match="got"):
+            ap_interval(truth, results, **wrong)
 
 
 def test_two_sided_p_values_count_the_draw_itself():

@@ -95,14 +95,18 @@ def test_coco_results_and_the_folder_of_an_evaluation(scene, tmp_path):
     assert (found.results, found.source, found.label_rule, found.notes) == (tuple(results), "COCO results", None, ())
     folder = load_predictions(tmp_path, truth)
     assert (folder.results, folder.source, folder.path) == (tuple(results), "detserve evaluate", path)
+    written(tmp_path / "metrics.json", {"failed": 2})
+    assert load_predictions(tmp_path, truth).notes == (
+        "2 images failed in this evaluation: here they count as images without detections",
+    )
     assert load_predictions(written(tmp_path / "none.json", []), truth).results == ()
 
 
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        ({"image_id": 1}, "1 of 3 results have a image_id that scenes.json does not have: 1."),
-        ({"image_id": "0"}, "have a image_id that scenes.json does not have: '0'"),
+        ({"image_id": 1}, "1 of 3 results have an image_id that scenes.json does not have: 1."),
+        ({"image_id": "0"}, "have an image_id that scenes.json does not have: '0'"),
         ({"category_id": 0}, "COCO results hold category_id as in the annotation file, not the label"),
         ({"category_id": None}, "have a category_id"),
         ({"score": float("nan")}, "result 1: got the score nan, expected a number"),
@@ -286,7 +290,7 @@ def test_labels_that_are_off_by_a_super_category_are_refused_not_scored(with_a_p
     truth, results = with_a_parent
     ids = sorted({one["category_id"] for one in truth.annotations})
     path = written(tmp_path / "r.pkl", version_3(truth, results, ids.index))
-    with pytest.raises(LabelOrderError, match=r"agree with \d+% .* by “used” .* Decide with --categories all, --cat"):
+    with pytest.raises(LabelOrderError, match=r"name \d+% of .* by “used” .* Decide with --categories all, --cat"):
         load_predictions(path, truth)
     right = evaluate_coco(truth, results).ap
     found = load_predictions(path, truth, categories=["used"])
@@ -316,6 +320,15 @@ def test_the_right_default_is_kept_and_told(with_a_parent, tmp_path):
     found = load_predictions(written(tmp_path / "r.pkl", version_3(truth, results, ids.index)), truth)
     assert found.label_rule == "all"
     assert evaluate_coco(truth, found.results).ap == pytest.approx(evaluate_coco(truth, results).ap, abs=1e-12)
+
+
+def test_a_few_hits_are_no_reason_to_doubt(with_a_parent, tmp_path):
+    truth, results = with_a_parent
+    ids = sorted({one["category_id"] for one in truth.annotations})
+    best = [one for one in results if evaluate_coco(truth, [one]).figures["AR1"]][:8]
+    found = load_predictions(written(tmp_path / "r.pkl", version_3(truth, best, ids.index)), truth)
+    assert found.label_rule == "all"
+    assert "which names 0% of 8 objects rightly (used 100%" in found.notes[0]
 
 
 def test_labels_that_are_category_ids(scene, tmp_path):

@@ -26,8 +26,10 @@ RULES = {
 # A detection speaks for a rule if it lies on an object; more than this many are not needed to tell rules apart.
 MOST_DETECTIONS = 2000
 OVERLAP = 0.5
-# By so much more of the detections another rule must agree before the default is doubted.
+# By this share of the detections, and at least so many, another rule must be right more often before the default is
+# doubted: a poor classifier agrees with every rule now and then.
 DOUBT = 0.1
+LEAST = 10
 
 
 class LabelOrderError(DetserveError):
@@ -104,21 +106,19 @@ def label_order(
     readings = _different(fitting, labels, first=rule)
     if len(readings) == 1:
         return LabelOrder(rule, ids)
-    agreement = {name: _agreement(ground_truth, boxes, orders[name]) for name in readings}
-    best = max(agreement, key=lambda name: agreement[name])
-    if agreement[best] <= agreement[rule] + DOUBT:
+    agreeing = {name: _agreeing(ground_truth, boxes, orders[name]) for name in readings}
+    hits = max(1, agreeing[rule][1])
+    shares = {name: f"{count / hits:.0%}" for name, (count, _) in agreeing.items()}
+    best = max(agreeing, key=lambda name: agreeing[name][0])
+    if agreeing[best][0] - agreeing[rule][0] < max(LEAST, DOUBT * hits):
         if given:
             return LabelOrder(rule, ids)
-        others = ", ".join(f"{name} {agreement[name]:.0%}" for name in readings if name != rule)
-        note = (
-            f"labels are read by the rule “{rule}” (agrees with {agreement[rule]:.0%} of the objects that are hit; "
-            f"{others})"
-        )
+        others = ", ".join(f"{name} {shares[name]}" for name in readings if name != rule)
+        note = f"labels are read by the rule “{rule}”, which names {shares[rule]} of {hits} objects rightly ({others})"
         return LabelOrder(rule, ids, (note,))
     doubt = (
-        f"read by the rule “{rule}” ({RULES.get(rule, 'as --categories says')}) the labels agree with "
-        f"{agreement[rule]:.0%} of the objects that the boxes hit, by “{best}” ({RULES.get(best, 'names')}) with "
-        f"{agreement[best]:.0%}"
+        f"read by the rule “{rule}” ({RULES.get(rule, 'as --categories says')}) the labels name {shares[rule]} of the "
+        f"{hits} objects that the boxes hit rightly, by “{best}” ({RULES.get(best, 'names')}) {shares[best]}"
     )
     if given:
         return LabelOrder(rule, ids, (doubt,))
@@ -157,8 +157,8 @@ def _different(orders: Mapping[str, dict[int, int]], labels: Sequence[int], *, f
     return list(readings.values())
 
 
-def _agreement(ground_truth: GroundTruth, boxes: LabelledBoxes, order: Mapping[int, int]) -> float:
-    """Return the share of the detections lying on an object (IoU ≥ 0.5 with one of any class) that name its class."""
+def _agreeing(ground_truth: GroundTruth, boxes: LabelledBoxes, order: Mapping[int, int]) -> tuple[int, int]:
+    """Return how many detections name the class of the object they lie on (IoU ≥ 0.5), and how many lie on one."""
     objects: dict[int, list[Mapping[str, Any]]] = {}
     for one in ground_truth.annotations:
         if not one["iscrowd"] and one.get("bbox") is not None:
@@ -174,7 +174,7 @@ def _agreement(ground_truth: GroundTruth, boxes: LabelledBoxes, order: Mapping[i
         if overlaps[nearest] >= OVERLAP:
             hits += 1
             agreeing += order[int(boxes.labels[place])] == there[nearest]["category_id"]
-    return agreeing / hits if hits else 0.0
+    return agreeing, hits
 
 
 def _iou(box_xyxy: npt.NDArray[np.float64], boxes_xywh: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

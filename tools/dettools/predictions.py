@@ -24,6 +24,7 @@ from dettools.mmdetection_results import MmdetectionResults, read_results
 from dettools.restricted_pickle import load_restricted
 
 RESULTS_FILE = "results.json"
+METRICS_FILE = "metrics.json"
 Source = Literal["COCO results", "detserve evaluate", "MMDetection 2.x", "MMDetection 3.x"]
 
 
@@ -76,7 +77,7 @@ def load_predictions(path: Path, ground_truth: GroundTruth, *, categories: Seque
         if categories:
             raise PredictionsError(f"{file}: COCO results name their categories: --categories is for pickles")
         source: Source = "detserve evaluate" if path.is_dir() else "COCO results"
-        return _checked(file, _read_json(file), source, None, (), ground_truth)
+        return _checked(file, _read_json(file), source, None, _failures(path), ground_truth)
     found = read_results(load_restricted(file), ground_truth)
     rule, results, notes = _with_categories(found, ground_truth, categories)
     written_by: Source = "MMDetection 3.x" if found.version == 3 else "MMDetection 2.x"
@@ -94,6 +95,18 @@ def _read_json(file: Path) -> list[Any]:
     if not isinstance(document, list):
         raise PredictionsError(f"{file}: got {type(document).__name__}, expected COCO results: a list of detections")
     return document
+
+
+def _failures(folder: Path) -> tuple[str, ...]:
+    """Return a note if an evaluation's own report, which lies beside its results, counts failed images."""
+    try:
+        report = json.loads((folder / METRICS_FILE).read_bytes())
+    except (OSError, ValueError):
+        return ()
+    failed = report.get("failed") if isinstance(report, dict) else None
+    return (
+        (f"{failed} images failed in this evaluation: here they count as images without detections",) if failed else ()
+    )
 
 
 def _with_categories(
@@ -179,10 +192,11 @@ def _refuse_unknown(file: Path, unknown: Mapping[str, Sequence[Any]], results: i
     }
     for key, values in unknown.items():
         if values:
+            article = "an" if key == "image_id" else "a"
             different = list(dict.fromkeys(map(repr, values)))
             raise PredictionsError(
-                f"{file}: {len(values)} of {results} results have a {key} that {ground_truth.path} does not have: "
-                f"{', '.join(different[:5])}{' …' if len(different) > 5 else ''}. {remedies[key]}"
+                f"{file}: {len(values)} of {results} results have {article} {key} that {ground_truth.path} does not "
+                f"have: {', '.join(different[:5])}{' …' if len(different) > 5 else ''}. {remedies[key]}"
             )
 
 

@@ -15,9 +15,15 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from detserve.errors import DetserveError
 
 RECALLS = np.linspace(0.0, 1.00, 101)
 _RECALLS_THEN_NONE = np.append(RECALLS, np.inf)
+
+
+class ResamplingError(DetserveError):
+    """A bootstrap cannot be made as asked."""
+
 
 Positions = npt.NDArray[np.int64]
 
@@ -220,7 +226,12 @@ def resampled(tables: Sequence[MatchTable], *, resamples: int, seed: int) -> npt
 
     Returns:
         ``(resamples, len(tables))`` AP. A draw without any object is drawn again.
+
+    Raises:
+        ResamplingError: no resamples, or no object in any table.
     """
+    if resamples < 1 or not all(table.objects.any() for table in tables):
+        raise ResamplingError(f"got {resamples} resamples of images with objects, expected at least one of both")
     random = np.random.default_rng(seed)
     images = tables[0].images
     values = np.empty((resamples, len(tables)))
@@ -234,7 +245,13 @@ def resampled(tables: Sequence[MatchTable], *, resamples: int, seed: int) -> npt
 
 
 def percentiles(values: npt.NDArray[np.float64], confidence: float) -> tuple[float, float]:
-    """Return the two bounds between which the middle ``confidence`` of the values lies."""
+    """Return the two bounds between which the middle ``confidence`` of the values lies.
+
+    Raises:
+        ResamplingError: a confidence that is no fraction.
+    """
+    if not 0 < confidence < 1:
+        raise ResamplingError(f"got the confidence {confidence}, expected a fraction such as 0.95")
     low, high = np.quantile(values, [(1 - confidence) / 2, (1 + confidence) / 2])
     return float(low), float(high)
 

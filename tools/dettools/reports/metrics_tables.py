@@ -81,7 +81,7 @@ def class_table(metrics: Metrics) -> Table:
     """Return one row per class that has objects or detections; the others are counted in the caption."""
     shown = [one for one in metrics.per_class if one.objects or one.detections]
     left = len(metrics.per_class) - len(shown)
-    caption = f"{left} more classes have neither objects nor detections" if left else None
+    caption = f"classes with neither objects nor detections: {left}" if left else None
     table = Table(caption=caption, caption_justify="left", header_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("class", overflow="fold")
     for name in ("AP", "AP50", f"AR{metrics.max_detections[-1]}", "objects", "detections"):
