@@ -5,8 +5,14 @@ named 'ts.torch_handler…'", so everything of ours is imported inside `initiali
 """
 
 import json
+import logging
+import os
 import sys
+import time
 from typing import Any
+
+LOG_LEVEL_VARIABLE = "DETSERVE_WORKER_LOG"
+"""What the worker logs: TorchServe's worker writes two lines a request at INFO, and its frontend parses each."""
 
 
 class DetectionHandler:
@@ -20,6 +26,8 @@ class DetectionHandler:
 
     def initialize(self, context: Any) -> None:
         """Load the archive and check its golden image; a worker that must not serve says why and ends."""
+        if os.environ.get(LOG_LEVEL_VARIABLE):
+            logging.getLogger().setLevel(os.environ[LOG_LEVEL_VARIABLE])
         try:
             self._load(context.system_properties)
         except BaseException as error:
@@ -29,6 +37,7 @@ class DetectionHandler:
 
     def handle(self, data: list[dict[str, Any]], context: Any) -> list[str]:
         """Answer one batch: as many JSON texts as requests, in their order."""
+        begun = time.perf_counter()
         from dethandlers.detector import Request
         from dethandlers.errors import RequestError
         from dethandlers.options import parse_options
@@ -64,11 +73,10 @@ class DetectionHandler:
                 context.set_response_status(code=result.code, phrase=result.type, idx=index)
                 texts.append(json.dumps(result.to_json(), ensure_ascii=False))
             else:
-                texts.append(to_json_text(result, slot.options, spec.categories))
+                texts.append(to_json_text(result, slot.options, spec.categories, begun))
         return texts
 
     def _load(self, properties: dict[str, Any]) -> None:
-        import logging
         from pathlib import Path
 
         from dethandlers.artefact import load_artefact

@@ -9,17 +9,26 @@ from dethandlers.detector import Answer
 from dethandlers.options import Options
 
 
-def to_json_text(answer: Answer, options: Options, categories: tuple[Category, ...]) -> str:
+def to_json_text(
+    answer: Answer, options: Options, categories: tuple[Category, ...], batch_begun: float | None = None
+) -> str:
     """Write one image's answer in the form that the request asked for.
 
     With ``timings`` the detections are wrapped in an object that also holds ``timings_ms``, ``batch_size``,
     ``forward_size`` and ``image_size`` ``[width, height]``.
+
+    Args:
+        batch_begun: when the worker got the batch, by `time.perf_counter`: the time ``handler`` counts from it until this
+            answer is written, the other images of the batch included.
     """
     begun = time.perf_counter()
     text = json.dumps(_FORMATS[options.format](answer.detections, options, categories))
     if not options.timings:
         return text
-    timings = {**answer.timings_ms, "serialise": (time.perf_counter() - begun) * 1e3}
+    written = time.perf_counter()
+    timings = {**answer.timings_ms, "serialise": (written - begun) * 1e3}
+    if batch_begun is not None:
+        timings["handler"] = (written - batch_begun) * 1e3
     beside = {
         "timings_ms": {stage: round(value, 4) for stage, value in timings.items()},
         "batch_size": answer.batch_size,

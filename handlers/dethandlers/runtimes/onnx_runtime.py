@@ -1,5 +1,6 @@
 """The onnx runtime: CUDA provider on the GPU, CPU provider otherwise; what runs is reported, never lowered silently."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +34,9 @@ class OnnxRuntime:
             )
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
-        if spec.serving.threads:
-            options.intra_op_num_threads = spec.serving.threads
+        # onnxruntime does not look at the variable that tells torch, and takes every core.
+        threads = spec.serving.threads or int(os.environ.get("OMP_NUM_THREADS") or 0)
+        options.intra_op_num_threads = threads
         wanted = "CUDAExecutionProvider" if device.type == "cuda" else "CPUExecutionProvider"
         if wanted not in onnxruntime.get_available_providers():
             raise ArtefactError(
@@ -58,7 +60,7 @@ class OnnxRuntime:
         # The images are prepared where they are decoded; onnxruntime copies the batch to its device.
         self.device = torch.device("cpu")
         self._runs_on = device
-        self._threads = spec.serving.threads
+        self._threads = threads
         self._input = self._session.get_inputs()[0]
         fixed = self._input.shape[0]
         self._fixed_batch = fixed if isinstance(fixed, int) and fixed > 0 else None
