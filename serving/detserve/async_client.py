@@ -9,6 +9,7 @@ connections alive, and goes through no proxy. A `Target` may also be a foreign s
 """
 
 import asyncio
+import errno
 import json
 import ssl
 import time
@@ -176,7 +177,9 @@ class AsyncClient:
                 try:
                     connection = self._kept() or await self._connect()
                 except OSError as error:
-                    return 0, b"", "refused" if "refused" in str(error).lower() else "no_connection"
+                    # A name with two addresses gives one OSError that tells of both.
+                    refused = f"[Errno {errno.ECONNREFUSED}]" in str(error)
+                    return 0, b"", "refused" if refused else "no_connection"
                 try:
                     answer = await connection.ask(self._head + b"%d\r\n\r\n" % len(body), body)
                 finally:

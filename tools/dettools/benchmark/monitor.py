@@ -127,8 +127,8 @@ class ProcessesCpu:
     def look(self) -> None:
         """Read the clocks of the processes that are there now."""
         found: dict[int, psutil.Process] = {}
-        for root in self._roots():
-            with contextlib.suppress(psutil.Error):
+        with contextlib.suppress(psutil.Error):
+            for root in self._roots():
                 found |= {one.pid: one for one in (root, *root.children(recursive=True))}
         for process in found.values():
             with contextlib.suppress(psutil.Error), process.oneshot():

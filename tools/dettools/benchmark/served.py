@@ -1,6 +1,5 @@
 """The benchmark of a served model: its endpoint found and asked once, then put under one load after the other."""
 
-import contextlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -66,11 +65,6 @@ def find_endpoint(
     state = place.require_running()
     source = (lambda: server.token(place, "inference").value) if state.token_auth else None
 
-    def processes() -> list[psutil.Process]:
-        with contextlib.suppress(psutil.Error):
-            return [psutil.Process(state.pid)]
-        return []
-
     with Client.for_instance(instance) as client:
         try:
             described = client.describe(model)
@@ -78,7 +72,7 @@ def find_endpoint(
             described = {}  # `ask_once` says what is wrong with it
     target = Target.served(state.inference_url, model, options=options, token=source)
     facts = {"instance": place.name, "url": state.inference_url, "java": state.java, **described}
-    return Endpoint(target, metrics_url or state.metrics_url, processes, facts)
+    return Endpoint(target, metrics_url or state.metrics_url, lambda: [psutil.Process(state.pid)], facts)
 
 
 def ask_once(client: Client, model: str, image: bytes, options: Mapping[str, object]) -> list[dict[str, Any]]:

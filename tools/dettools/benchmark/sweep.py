@@ -1,5 +1,6 @@
 """Load levels one after another: which, for how long, and when to stop."""
 
+import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -58,9 +59,12 @@ def open_loads(text: str, arrivals: Arrivals) -> tuple[Load, ...]:
 
 def _values(text: str, option: str, example: str) -> list[float]:
     try:
+        parts = [float(part) for part in text.split(":" if ":" in text else ",")]
+        if not all(map(math.isfinite, parts)):
+            raise ValueError  # noqa: TRY301 - said once, below
         if ":" not in text:
-            return list(dict.fromkeys(float(part) for part in text.split(",")))
-        start, end, *rest = (float(part) for part in text.split(":"))
+            return list(dict.fromkeys(parts))
+        start, end, *rest = parts
         step = rest[0] if rest else 1.0
         if len(rest) > 1 or step <= 0 or end < start:
             raise ValueError  # noqa: TRY301 - said once, below
