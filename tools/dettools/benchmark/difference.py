@@ -329,7 +329,7 @@ def _notes(a: Run, b: Run, tests: int, confidence: float, tolerance: float) -> I
         if run.verdict.stamp == "INVALID":
             yield f"Run {name} ({run.title}) is INVALID: see its reasons before believing a difference."
     if a.kind != b.kind:
-        yield f"Run a measures {a.kind}, run b {b.kind}: the difference is what lies between them, no regression."
+        yield f"Run a measures {a.kind}, run b {b.kind}: the difference is what lies between the two."
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

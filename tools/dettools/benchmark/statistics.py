@@ -4,7 +4,9 @@ Percentiles are defined in `percentiles`, the warm-up in `warm_up`. Errors are c
 excused as warm-up.
 
 **Throughput** is answers per second from the end of the warm-up until the last request was due, so that the draining of
-the last requests, when the load is no longer there, does not count.
+the last requests, when the load is no longer there, does not count. In a closed loop, a request that was in flight at
+either end counts with the share of its time that lies between them: otherwise the count would depend on where in a
+batch the ends fall. In an open loop only complete answers count: a queue that grows is not half an answer.
 """
 
 import math
@@ -66,6 +68,7 @@ class LevelSummary:
         measured: requests due after the warm-up; ``answered``: how many of these were answered.
         offered_rps: requests due per second; in an open loop as drawn, not as asked for.
         throughput_rps: answers per second.
+        window_s: length of ``windows``; up to half shorter than asked for, to have three of them.
         stable: whether the last three windows agree within 10 %; None when there are fewer.
         stages_ms: mean latency by its parts, in the order of ``STAGES``; empty when the worker did not tell.
         encode_ms: mean time of the client to build a request.
@@ -160,13 +163,14 @@ def summarise(
     start_s, end_s = measured_span(level.samples, warm_up)
     seconds = end_s - start_s
     done = completions(level.samples, start_s, end_s)
-    windows = windows_of(level.samples, level.window_s, start_s=start_s, end_s=end_s)
+    window_s = _window_s(level.window_s, seconds)
+    windows = windows_of(level.samples, window_s, start_s=start_s, end_s=end_s)
     resources, requests = level.resources, max(1, len(level.samples))
     server_cpu = resources.server_cpu_s
     return LevelSummary(
         load=level.load,
         stopped=level.stopped,
-        window_s=level.window_s,
+        window_s=window_s,
         warm_up=warm_up,
         seconds=seconds,
         requests=len(level.samples),
@@ -174,7 +178,7 @@ def summarise(
         measured=len(measured),
         answered=len(answered),
         offered_rps=_offered(measured, seconds),
-        throughput_rps=_throughput(done, start_s, seconds, resamples, confidence, seed),
+        throughput_rps=_throughput(level, done, (start_s, end_s), resamples, confidence, seed),
         confidence=confidence,
         mean_ms=float(latencies.mean()) if answered else None,
         max_ms=float(latencies.max()) if answered else None,
@@ -288,19 +292,38 @@ def _offered(measured: Sequence[Sample], seconds: float) -> float:
     return max(len(measured) - 1, 0) / seconds if seconds > 0 else 0.0
 
 
+def _window_s(asked_s: float, seconds: float) -> float:
+    """A level that ended after three stable windows has less than three without its warm-up: shorten them a little."""
+    return seconds / WINDOWS if asked_s / 2 <= seconds / WINDOWS < asked_s else asked_s
+
+
 def _lateness_ms(measured: Sequence[Sample]) -> float:
     late = [(sample.sent_s - sample.scheduled_s) * 1e3 for sample in measured]
     return float(np.percentile(late, 99)) if late else 0.0
 
 
-def _throughput(done: Values, start_s: float, seconds: float, resamples: int, confidence: float, seed: int) -> Figure:
-    value = len(done) / seconds if seconds > 0 else 0.0
+def _throughput(
+    level: Level, done: Values, span_s: tuple[float, float], resamples: int, confidence: float, seed: int
+) -> Figure:
+    start_s, end_s = span_s
+    if end_s <= start_s:
+        return Figure(0.0)
+    answers = float(len(done)) if level.load.loop == "open" else _answers_within(level.samples, start_s, end_s)
+    value = answers / (end_s - start_s)
     if len(done) < 2 or not resamples:
         return Figure(value)
     gaps = np.diff(done, prepend=start_s)
     rates = throughput_resamples(gaps, resamples, seed)
-    low, high = interval(rates / (1 / gaps.mean()), confidence)
+    low, high = interval(rates * gaps.mean(), confidence)
     return Figure(value, value * float(low), value * float(high))
+
+
+def _answers_within(samples: Sequence[Sample], start_s: float, end_s: float) -> float:
+    answered = [sample for sample in samples if sample.ok]
+    sent = np.array([sample.scheduled_s for sample in answered])
+    done = np.array([sample.done_s for sample in answered])
+    inside = np.minimum(done, end_s) - np.maximum(sent, start_s)
+    return float(np.clip(inside / np.maximum(done - sent, 1e-9), 0.0, 1.0).sum())
 
 
 def throughput_resamples(gaps_s: Values, resamples: int, seed: int) -> Values:

@@ -82,11 +82,11 @@ def validate_run(
         reasons.append(("WARN", "identical_images", sentence))
     named = list(zip(names or [level.name for level in levels], verdicts, strict=True))
     bad = [name for name, verdict in named if verdict.stamp == "INVALID"]
-    if bad or not levels:
+    if not levels:
+        reasons.append(("INVALID", "no_levels", "No level was measured: there is nothing to quote."))
+    if bad:
         stamp: Stamp = "INVALID" if len(bad) == len(levels) else "WARN"
-        which = (
-            f"{len(bad)} of {len(levels)} levels are INVALID ({', '.join(bad)})" if levels else "No level was measured"
-        )
+        which = f"{len(bad)} of {len(levels)} levels are INVALID ({', '.join(bad)})"
         reasons.append((stamp, "levels_invalid", f"{which}; quote none of their figures, see their reasons."))
     codes: dict[str, list[str]] = {}
     for name, verdict in named:

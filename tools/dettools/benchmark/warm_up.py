@@ -9,7 +9,7 @@ a minimum at that bound says that the level never settled.
 
 **A stall is no warm-up.** MSER alone also cuts everything before a single slow stretch in the first half, and so would
 remove the very tail that a benchmark is there to show. A cut is kept only as far as it is a transient *from the start*:
-at least half of the batch means cut must lie outside the central 90 % of those kept.
+at least half of the batch means cut must lie outside the central 90 % of those kept, by more than 1 % of their median.
 """
 
 from collections.abc import Sequence
@@ -23,6 +23,7 @@ from dettools.benchmark.measurement import Sample
 BATCH = 5
 FEWEST_BATCHES = 8
 """Below this nothing is cut: a minimum over so few means is chance."""
+NOTHING = 0.01
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,8 @@ def truncation(series: npt.NDArray[np.float64]) -> tuple[int, bool]:
     means = series[: batches * BATCH].reshape(batches, BATCH).mean(axis=1)
     best = int(np.argmin(mser(means)[: batches // 2 + 1]))
     low, high = np.quantile(means[best:], (0.05, 0.95))
-    outside = np.cumsum((means[:best] < low) | (means[:best] > high))
+    slack = NOTHING * float(np.median(means[best:]))
+    outside = np.cumsum((means[:best] < low - slack) | (means[:best] > high + slack))
     transient = np.flatnonzero(outside * 2 >= np.arange(1, best + 1))
     cut = int(transient[-1]) + 1 if len(transient) else 0
     return cut * BATCH, cut < batches // 2

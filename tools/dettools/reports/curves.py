@@ -84,7 +84,8 @@ def latency_throughput(run: Run) -> str:
         axes.set_ylabel("latency, ms")
         axes.set_xlim(left=0)
         _latency_scale(axes, medians)
-        axes.legend(loc="upper left", ncols=5)
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend(loc="upper left", ncols=5)
         return _svg(figure, "curve")
 
 
@@ -125,7 +126,8 @@ def tails(run: Run, samples: Samples) -> str:
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g} %"))
         axes.set_xlabel("latency, ms")
         axes.set_ylabel("requests slower than this")
-        axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
         return _svg(figure, "tails")
 
 
@@ -138,7 +140,7 @@ def histograms(run: Run, samples: Samples) -> str:
         bins = np.geomspace(max(low, 1e-3) * 0.98, max(high, 2e-3) * 1.02, 60)
         figure, cells = _grid(len(run.levels), 1.5)
         for axes, name, level, latencies in zip(cells, run.labels, run.levels, measured, strict=False):
-            axes.hist(latencies, bins=bins.tolist(), color="#90cdf4")
+            axes.stairs(np.histogram(latencies, bins)[0], bins, fill=True, color="#90cdf4")
             for p in (50.0, 99.0):
                 if math.isfinite(value := _shown(level, p)):
                     axes.axvline(value, color=PERCENTILE_COLOURS[p], linewidth=1.2)
