@@ -50,7 +50,8 @@ class Peer:
     """One foreign server.
 
     Attributes:
-        name: of its folder here.
+        name: on the command line and in the figures.
+        folder: of its requirements here, and of its environment.
         title: in the table; ``{version}`` is that of ``package``.
         settings: workers, batching and threads, and which of them are its defaults.
         launch: prepares the workplace and returns the command.
@@ -59,6 +60,7 @@ class Peer:
     """
 
     name: str
+    folder: str
     title: str
     package: str
     settings: str
@@ -135,6 +137,11 @@ def _torchserve(place: Workplace) -> Launch:
     return Launch(command, {"JAVA_HOME": str(find_java().path.parent.parent)})
 
 
+def _torchserve_threads(place: Workplace) -> Launch:
+    launch = _torchserve(place)
+    return Launch(launch.command, {**launch.environment, "OMP_NUM_THREADS": "1"})
+
+
 def _litserve(place: Workplace) -> Launch:
     return Launch([str(place.python), str(HERE / "litserve" / "server.py"), str(place.port)])
 
@@ -155,6 +162,7 @@ def _bentoml(place: Workplace) -> Launch:
 PEERS = (
     Peer(
         "torchserve",
+        "torchserve",
         "TorchServe {version}, object_detector",
         "torchserve",
         "all defaults: a worker per core, batch size 1, torch's threads; the handler drops scores below 0.5",
@@ -163,6 +171,17 @@ PEERS = (
         score_threshold=0.5,
     ),
     Peer(
+        "torchserve-threads",
+        "torchserve",
+        "TorchServe {version}, object_detector, threads set",
+        "torchserve",
+        "as above, but OMP_NUM_THREADS is the number of cores divided by that of the workers, as its CPU launcher does",
+        _torchserve_threads,
+        lambda url: Target(url, "/predictions/shapes", content_type="image/jpeg", read=read_object_detector),
+        score_threshold=0.5,
+    ),
+    Peer(
+        "litserve",
         "litserve",
         "LitServe {version}",
         "litserve",
@@ -172,6 +191,7 @@ PEERS = (
     ),
     Peer(
         "mosec",
+        "mosec",
         "mosec {version}",
         "mosec",
         "two to decode, one for inference with max_batch_size=8, max_wait_time=5; --timeout 60000; torch threads",
@@ -179,6 +199,7 @@ PEERS = (
         lambda url: Target(url, "/inference", content_type="image/jpeg"),
     ),
     Peer(
+        "bentoml",
         "bentoml",
         "BentoML {version}",
         "bentoml",

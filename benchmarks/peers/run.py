@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
-NAMES = ("detserve", "torchserve", "litserve", "mosec", "bentoml")
+NAMES = ("detserve", "torchserve", "torchserve-threads", "litserve", "mosec", "bentoml")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -104,7 +104,7 @@ def _measured(args: argparse.Namespace, names: list[str]) -> dict[str, Any]:
                 continue
             (peer,) = (one for one in PEERS if one.name == name)
             _say(f"environment of {name}")
-            python = environment_of(name, args.environments, HERE / name / "requirements.txt")
+            python = environment_of(peer.folder, args.environments, HERE / peer.folder / "requirements.txt")
             openers[name] = functools.partial(_opened, running, peer, python, weights, work, pictures[0].body)
         args.samples.mkdir(parents=True, exist_ok=True)
         raw = stack.enter_context((args.samples / "samples.jsonl").open("w", encoding="utf-8"))

@@ -181,7 +181,7 @@ def test_the_form_holds_the_image_as_it_is():
 
 def test_every_peer_has_its_pinned_requirements():
     for peer in module("peers").PEERS:
-        lines = (PEERS / peer.name / "requirements.txt").read_text("utf-8").splitlines()
+        lines = (PEERS / peer.folder / "requirements.txt").read_text("utf-8").splitlines()
         packages = [line for line in lines if line and not line.startswith("#")]
         assert all(re.fullmatch(r"[A-Za-z0-9_.-]+==[0-9][\w.]*", line) for line in packages)
         names = {line.partition("==")[0].lower() for line in packages}
