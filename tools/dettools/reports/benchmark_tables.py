@@ -25,6 +25,9 @@ LEFT_OUT_FIRST = (
     *("p75 ms", "client CPU ms", "server CPU ms", "CPU ms", "p90 ms", "p99.9 ms", "batch", "max ms"),
     *("AP", "requests", "images", "offered"),
 )
+WIDE = 120
+SHORT = {"network+queue": "net+queue", "preprocess": "pre", "postprocess": "post", "serialise": "json"}
+SHORT |= {"sum ms": "sum", "server queue ms": "queue"}
 
 
 def print_run(run: Run, console: Console) -> None:
@@ -37,7 +40,8 @@ def print_run(run: Run, console: Console) -> None:
         ("COCO AP of the answers", accuracy_table(run)),
     ):
         if rows:
-            console.print(_table(header, rows, title=title))
+            names = header if console.width >= WIDE else [SHORT.get(name, name) for name in header]
+            console.print(_table(names, rows, title=title))
     for sentence in findings(run):
         console.print(escape(sentence), highlight=False)
     for reason in shared_reasons(run):
@@ -85,9 +89,9 @@ def _difference_row(figure: FigureDifference) -> list[str]:
 def _fitting(header: list[str], rows: list[list[str]], width: int) -> tuple[list[str], list[list[str]]]:
     """Leave columns out until the terminal is wide enough; the files and the page have them all."""
     for name in LEFT_OUT_FIRST:
-        # Three characters between columns and one at either end, as box.SIMPLE_HEAD has them.
-        needed = [max(len(row[index]) for row in (header, *rows)) + 3 for index in range(len(header))]
-        if sum(needed) < width:
+        # Two characters between columns and one at either end, as `_table` has them.
+        needed = [max(len(row[index]) for row in (header, *rows)) + 2 for index in range(len(header))]
+        if sum(needed) <= width:
             break
         if name in header:
             index = header.index(name)
@@ -104,7 +108,13 @@ def _table(
     left: Sequence[int] = (0,),
 ) -> Table:
     found = Table(
-        title=title, title_justify="left", title_style="bold", header_style="bold", box=box.SIMPLE_HEAD, pad_edge=False
+        title=title,
+        title_justify="left",
+        title_style="bold",
+        header_style="bold",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 0, 0, 1),
+        pad_edge=False,
     )
     for index, name in enumerate(header):
         found.add_column(name, justify="left" if index in left else "right", no_wrap=index in left)
