@@ -1,0 +1,119 @@
+"""The gRPC client on a real TorchServe: the same answers and the same errors as over REST."""
+
+import io
+import json
+import socket
+
+import pytest
+from checkout import ROOT
+from detserve import server
+from detserve.archive import build_archive
+from detserve.client import Client
+from detserve.errors import ClientError, EndpointError
+from detserve.grpc_client import GrpcClient
+from detserve.instance import Instance
+from detserve.spec import load_spec
+from dettools.datasets.scenes import render_scene
+
+SPEC = ROOT / "model_store" / "shapes" / "shapes.yaml"
+
+pytestmark = pytest.mark.server
+
+
+@pytest.fixture(scope="module")
+def instance(serve, tmp_path_factory) -> str:
+    archive = tmp_path_factory.mktemp("store") / "shapes.mar"
+    build_archive(load_spec(SPEC), folder=SPEC.parent, out=archive)
+    return serve([archive], "grpc")
+
+
+@pytest.fixture(scope="module")
+def image() -> bytes:
+    stream = io.BytesIO()
+    render_scene(5).image.save(stream, "JPEG")
+    return stream.getvalue()
+
+
+@pytest.fixture
+def client(instance):
+    with GrpcClient.for_instance(instance) as opened:
+        yield opened
+
+
+def test_the_same_json_as_over_rest(client, instance, image):
+    options = {"score_threshold": 0.2, "max_detections": 5, "classes": ["circle", "star", "ring"], "category_id": True}
+    with Client.for_instance(instance) as rest:
+        for asked in ({}, options):
+            assert client.predict("shapes", image, options=asked) == rest.predict("shapes", image, options=asked)
+        mine, theirs = client.detect("shapes", image), rest.detect("shapes", image)
+    assert len(mine) > 0
+    assert mine.boxes_xyxy.tolist() == theirs.boxes_xyxy.tolist()
+
+
+def test_the_workers_errors_are_raised_although_torchserve_says_ok(client, image):
+    with pytest.raises(EndpointError, match="unknown option 'score_treshold'") as unknown:
+        client.predict("shapes", image, options={"score_treshold": 0.5})
+    with pytest.raises(EndpointError, match="expected") as no_image:
+        client.predict("shapes", b"text")
+
+    assert (unknown.value.status, unknown.value.type) == (400, "unknown_option")
+    assert (no_image.value.status, no_image.value.type) == (415, "not_an_image")
+
+
+def test_an_unknown_model_is_named(client, image):
+    with pytest.raises(EndpointError, match="'nothing'") as error:
+        client.predict("nothing", image)
+    assert (error.value.status, error.value.type) == (404, "unknown_model")
+
+
+def test_a_wrong_token_is_unauthorised_and_an_old_one_renewed(instance, image):
+    state = Instance.named(instance).require_running()
+    address = f"127.0.0.1:{state.ports.grpc_inference}"
+    tokens = ["over", server.token(Instance.named(instance), "inference").value]
+    with GrpcClient(address, "wrong") as wrong, pytest.raises(EndpointError) as error:
+        wrong.predict("shapes", image)
+    with GrpcClient(address, lambda: tokens.pop(0)) as renewing:
+        assert renewing.predict("shapes", image)
+
+    assert (error.value.status, error.value.type) == (401, "unauthorized")
+    assert tokens == []
+
+
+def test_a_deadline_is_a_timeout(instance, image):
+    with GrpcClient.for_instance(instance, timeout_s=0.001) as hurried, pytest.raises(ClientError) as error:
+        hurried.predict("shapes", image)
+    assert error.value.type == "timeout"
+
+
+def test_a_port_on_which_nobody_listens_is_refused(image):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    with GrpcClient(address, timeout_s=10) as client, pytest.raises(ClientError) as error:
+        client.predict("shapes", image)
+    assert error.value.type == "refused"
+    assert "serve start" in str(error.value)
+
+
+def test_what_is_no_detserve_model_is_a_bad_answer():
+    """A server that answers bytes that are no JSON, over real gRPC."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    import grpc
+    from detserve.grpc_client import _PREDICTIONS, _Response
+
+    service, method = _PREDICTIONS.strip("/").split("/")
+    handler = grpc.unary_unary_rpc_method_handler(
+        lambda *_: _Response(prediction=b"\x00\xff"), response_serializer=_Response.SerializeToString
+    )
+    with ThreadPoolExecutor(1) as pool:
+        foreign = grpc.server(pool)
+        foreign.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, {method: handler}),))
+        port = foreign.add_insecure_port("127.0.0.1:0")
+        foreign.start()
+        try:
+            with GrpcClient(f"127.0.0.1:{port}") as client, pytest.raises(ClientError, match="not JSON") as error:
+                client.predict("shapes", json.dumps({}).encode())
+        finally:
+            foreign.stop(None).wait()
+    assert error.value.type == "bad_answer"
