@@ -10,6 +10,7 @@ from checkout import ROOT
 from dettools import cli
 from dettools.benchmark.run import load_run
 from faulty_server import FaultyServer
+from throwaway import ECHO, build
 
 NAMES = [f"{number}.jpg" for number in range(5)]
 FOUND = [{"class_label": 0, "class_name": "cat", "bbox": [10.0, 20.0, 60.0, 90.0], "score": 0.9}]
@@ -105,7 +106,8 @@ def test_the_timings_can_be_left_out_and_options_be_given(server, images, capsys
     server.begin()
     options = ("--options", "score_threshold=0.3", "classes=cat,dog")
     assert served(server, images, "--concurrency", "1", "--no-timings", *options) == 0
-    assert set(server.asked) == {"/shapes/predict?score_threshold=0.3&classes=cat%2Cdog"}
+    # The first request asks the worker to describe itself.
+    assert set(server.asked[1:]) == {"/shapes/predict?score_threshold=0.3&classes=cat%2Cdog"}
     assert "concurrency 1" in capsys.readouterr().out
 
 
@@ -146,6 +148,7 @@ def test_what_concerns_every_request_is_said_before_the_load(server, images, ann
         (["--slo-p99", "fast"], "p99=fast"),
         (["--stop-at-slo"], "needs --slo-p99"),
         (["--options", "score_threshold"], "expected KEY=VALUE"),
+        (["--metrics-url", "http://127.0.0.1:9"], "metrics port"),
         (["--annotations", "nowhere.json"], "nowhere.json"),
     ],
 )
@@ -197,6 +200,25 @@ def test_diff_finds_the_slower_of_two_runs(server, images, tmp_path, capsys):
     assert benchmark("diff", slow, fast, "--fail-on-regression") == 0
     assert "slower" in capsys.readouterr().out
     assert "Cannot read" in message_of(capsys, 2, "diff", tmp_path / "nix", slow)
+
+
+@pytest.mark.server
+def test_a_real_server_is_watched(tmp_path, capsys, serve):
+    """Its token, its processes, its queue and what its worker says of itself; a worker that sleeps makes the queue."""
+    source = ECHO.replace('{"runtime": "echo"', '{"categories": [], "runtime": "echo"')
+    name = serve([build(tmp_path, source=source)], "watched")
+    for number in range(3):
+        (tmp_path / f"{number}.jpg").write_text(f"sleep 0.0{number}")
+    arguments = ("served", "echo", "--images", *tmp_path.glob("*.jpg"), "--instance", name, *QUICK)
+    assert benchmark(*arguments, "--concurrency", "1,4", "--max-time", "1s", "--json") == 0
+    document, _ = document_of(capsys)
+    alone, together = document["levels"]
+    assert (alone["errors"], together["errors"]) == ({}, {})
+    assert alone["server_cpu_ms"] > 0
+    # One at a time nothing waits; of four, three wait for those before them.
+    assert together["resources"]["queue_ms"] > 2 * alone["resources"]["queue_ms"]
+    assert document["target"]["runtime"] == "echo"
+    assert document["target"]["instance"] == "watched"
 
 
 SPEC = ROOT / "model_store" / "shapes" / "shapes.yaml"

@@ -15,6 +15,7 @@ recorded as ``unanswered``. Only Ctrl-C leaves out what was in flight: that fail
 
 import asyncio
 import contextlib
+import gc
 import signal
 import threading
 import time
@@ -127,6 +128,9 @@ def run_load(
         raise DetserveError(f"Got the load {load.name!r}; expected arrivals, poisson or constant.")
     monitor = monitor or Monitor()
     generator = _Generator(pictures, load, bounds, seed, timings or keep_answers, stable, on_progress)
+    # What was there before the level is not walked through again in the middle of it.
+    gc.collect()
+    gc.freeze()
     monitor.start()
     try:
         asyncio.run(generator.run(target, monitor))
@@ -135,6 +139,7 @@ def run_load(
         raise
     finally:
         resources = monitor.stop()
+        gc.unfreeze()
     samples, answers = generator.in_order()
     if timings:
         samples = [_with_timings(sample, number, answers) for number, sample in enumerate(samples)]

@@ -54,11 +54,14 @@ def find_endpoint(
     """Find a model: in a server of this machine, or at ``url``.
 
     Raises:
-        DetserveError: no server runs there.
+        DetserveError: no server runs there, or the metrics that were named cannot be read.
     """
+    if metrics_url:
+        read_counters(metrics_url, model)
     if url:
         target = Target.served(url, model, options=options, token=token)
-        return Endpoint(target, metrics_url, described={"url": url})
+        with Client(url, token) as client:
+            return Endpoint(target, metrics_url, described={"url": url, **_described(client, model)})
     from detserve import server
 
     place = Instance.named(instance)
@@ -66,13 +69,17 @@ def find_endpoint(
     source = (lambda: server.token(place, "inference").value) if state.token_auth else None
 
     with Client.for_instance(instance) as client:
-        try:
-            described = client.describe(model)
-        except DetserveError:
-            described = {}  # `ask_once` says what is wrong with it
+        described = _described(client, model)
     target = Target.served(state.inference_url, model, options=options, token=source)
     facts = {"instance": place.name, "url": state.inference_url, "java": state.java, **described}
     return Endpoint(target, metrics_url or state.metrics_url, lambda: [psutil.Process(state.pid)], facts)
+
+
+def _described(client: Client, model: str) -> dict[str, Any]:
+    try:
+        return client.describe(model)
+    except DetserveError:
+        return {}  # a foreign server; what is wrong with ours, `ask_once` says
 
 
 def ask_once(client: Client, model: str, image: bytes, options: Mapping[str, object]) -> list[dict[str, Any]]:
