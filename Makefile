@@ -45,7 +45,7 @@ pytest: $(READY)  ## the tests
 gpu: $(READY)  ## the tests that need a CUDA device
 	$(BIN)/pytest -m gpu
 
-peers: $(READY)  ## our server beside others, about 20 minutes; writes benchmarks/PEERS.md
+peers: $(READY)  ## our server beside others, about 25 minutes; writes benchmarks/PEERS.md
 	$(BIN)/python benchmarks/peers/run.py
 
 clean:  ## remove what the build and the tests made, and keep the environment

@@ -71,32 +71,37 @@ def contest(
 ) -> tuple[list[Entrant], list[Figure]]:
     """Measure; a server that does not start, or does not answer, is left out of the rounds that follow.
 
+    Ctrl-C ends it and keeps the levels that are done.
+
     Args:
         openers: by the server's name, in the order of the turns.
         on_level: gets server, round and each level with its raw samples.
     """
     entrants: dict[str, Entrant] = {}
     figures: list[Figure] = []
-    for turn in range(1, plan.rounds + 1):
-        for name, opener in openers.items():
-            if name in entrants and entrants[name].failure:
-                continue
-            on_progress(f"round {turn} of {plan.rounds}: {name}")
-            try:
-                with opener(f"round-{turn}-{name}") as endpoint:
-                    _level(endpoint, pictures, plan, max(plan.concurrencies), plan.warm_up_s)
-                    if name not in entrants:
-                        difference = disagreement(endpoint, pictures[: plan.checked], eager)
-                        entrants[name] = Entrant(name, endpoint.title, endpoint.settings, difference)
-                    for concurrency in plan.concurrencies:
-                        level = _level(endpoint, pictures, plan, concurrency, plan.seconds)
-                        figures.append(_figure(name, turn, level))
-                        on_level(name, turn, level)
-                        on_progress(f"  {figures[-1].sentence()}")
-            except (DetserveError, OSError, subprocess.SubprocessError) as error:
-                old = entrants.get(name, Entrant(name, name))
-                entrants[name] = Entrant(name, old.title, old.settings, old.difference, failure=str(error))
-                on_progress(f"  {error}")
+    try:
+        for turn in range(1, plan.rounds + 1):
+            for name, opener in openers.items():
+                if name in entrants and entrants[name].failure:
+                    continue
+                on_progress(f"round {turn} of {plan.rounds}: {name}")
+                try:
+                    with opener(f"round-{turn}-{name}") as endpoint:
+                        _level(endpoint, pictures, plan, max(plan.concurrencies), plan.warm_up_s)
+                        if name not in entrants:
+                            difference = disagreement(endpoint, pictures[: plan.checked], eager)
+                            entrants[name] = Entrant(name, endpoint.title, endpoint.settings, difference)
+                        for concurrency in plan.concurrencies:
+                            level = _level(endpoint, pictures, plan, concurrency, plan.seconds)
+                            figures.append(_figure(name, turn, level))
+                            on_level(name, turn, level)
+                            on_progress(f"  {figures[-1].sentence()}")
+                except (DetserveError, OSError, subprocess.SubprocessError) as error:
+                    old = entrants.get(name, Entrant(name, name))
+                    entrants[name] = Entrant(name, old.title, old.settings, old.difference, failure=str(error))
+                    on_progress(f"  {error}")
+    except KeyboardInterrupt:
+        on_progress("interrupted; what is measured is kept")
     return list(entrants.values()), figures
 
 
@@ -124,7 +129,10 @@ def disagreement(endpoint: Endpoint, pictures: Sequence[Picture], eager: EagerMo
 def _level(endpoint: Endpoint, pictures: Sequence[Picture], plan: Plan, concurrency: int, seconds: float) -> Level:
     bounds = Bounds(min_time_s=seconds, max_time_s=seconds, window_s=seconds / 4, timeout_s=60.0)
     load = Load("closed", float(concurrency))
-    return run_load(endpoint.target, pictures, load, bounds, seed=plan.seed, monitor=Monitor(endpoint.processes)).level
+    level = run_load(endpoint.target, pictures, load, bounds, seed=plan.seed, monitor=Monitor(endpoint.processes)).level
+    if level.stopped == "interrupted":
+        raise KeyboardInterrupt
+    return level
 
 
 def _figure(name: str, turn: int, level: Level) -> Figure:

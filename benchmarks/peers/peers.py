@@ -1,13 +1,15 @@
 """The servers of the table: how each is started, what is sent to it, how its answer is read, and its settings.
 
 Each serves the same weights with torchvision's own model, as the server's documentation shows: its defaults, and its
-dynamic batching (8 images, 5 ms) where it has one. How ours is started stands in `servers.py`.
+dynamic batching (8 images, 5 ms) where it has one. And each a second time with the threads and workers that suit a few
+cores: a table of crippled peers would prove nothing. How ours is started stands in `servers.py`.
 """
 
 import json
+import os
 import subprocess
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -137,11 +139,6 @@ def _torchserve(place: Workplace) -> Launch:
     return Launch(command, {"JAVA_HOME": str(find_java().path.parent.parent)})
 
 
-def _torchserve_threads(place: Workplace) -> Launch:
-    launch = _torchserve(place)
-    return Launch(launch.command, {**launch.environment, "OMP_NUM_THREADS": "1"})
-
-
 def _litserve(place: Workplace) -> Launch:
     return Launch([str(place.python), str(HERE / "litserve" / "server.py"), str(place.port)])
 
@@ -159,7 +156,7 @@ def _bentoml(place: Workplace) -> Launch:
     return Launch(command, {"BENTOML_HOME": str(place.folder / "home"), "BENTOML_DO_NOT_TRACK": "True"})
 
 
-PEERS = (
+DEFAULTS = (
     Peer(
         "torchserve",
         "torchserve",
@@ -167,16 +164,6 @@ PEERS = (
         "torchserve",
         "all defaults: a worker per core, batch size 1, torch's threads; the handler drops scores below 0.5",
         _torchserve,
-        lambda url: Target(url, "/predictions/shapes", content_type="image/jpeg", read=read_object_detector),
-        score_threshold=0.5,
-    ),
-    Peer(
-        "torchserve-threads",
-        "torchserve",
-        "TorchServe {version}, object_detector, threads set",
-        "torchserve",
-        "as above, but OMP_NUM_THREADS is the number of cores divided by that of the workers, as its CPU launcher does",
-        _torchserve_threads,
         lambda url: Target(url, "/predictions/shapes", content_type="image/jpeg", read=read_object_detector),
         score_threshold=0.5,
     ),
@@ -208,3 +195,27 @@ PEERS = (
         lambda url: Target(url, "/detect", read=read_first, **form("images")),
     ),
 )
+
+
+def _per_core(peer: Peer) -> Peer:
+    """The same server with one torch thread a worker and a worker per core.
+
+    Left alone, torch takes a thread per core in every process. When those share the cores with the client, or with a
+    second worker, each of a network's hundred parallel sections waits for the thread that has no core just now.
+    """
+
+    def launch(place: Workplace) -> Launch:
+        plain = peer.launch(place)
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return Launch(plain.command, {**plain.environment, "PEERS_WORKERS": str(cores), "OMP_NUM_THREADS": "1"})
+
+    return replace(
+        peer,
+        name=f"{peer.name}-tuned",
+        title=f"{peer.title}, tuned",
+        settings="as above, but an inference process per core, with one torch thread each (OMP_NUM_THREADS=1)",
+        launch=launch,
+    )
+
+
+PEERS = tuple(variant for peer in DEFAULTS for variant in (peer, _per_core(peer)))

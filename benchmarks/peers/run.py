@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
-NAMES = ("detserve", "torchserve", "torchserve-threads", "litserve", "mosec", "bentoml")
+_FOREIGN = ("torchserve", "litserve", "mosec", "bentoml")
+NAMES = ("detserve", *(f"{name}{variant}" for name in _FOREIGN for variant in ("", "-tuned")))
 
 
 def parser() -> argparse.ArgumentParser:

@@ -1,7 +1,9 @@
 """The peers' table: medians, ratios and marks from known figures; the run itself needs minutes and the network."""
 
+import contextlib
 import importlib
 import json
+import os
 import re
 import subprocess
 import sys
@@ -140,6 +142,28 @@ def test_a_server_that_fails_leaves_the_others_measured():
     assert [one.failure for one in entrants] == ["it does not start"]
 
 
+def test_ctrl_c_keeps_the_rounds_that_are_done(monkeypatch, standings):
+    contest = module("contest")
+    levels = iter([None, "first", None, KeyboardInterrupt])
+
+    def level(*_):
+        found = next(levels)
+        if found is KeyboardInterrupt:
+            raise found
+        return found
+
+    @contextlib.contextmanager
+    def opened(turn):
+        yield SimpleNamespace(title="one", settings="its own")
+
+    monkeypatch.setattr(contest, "_level", level)
+    monkeypatch.setattr(contest, "_figure", lambda name, turn, _: figure(standings, name, turn, 9.0, [1.0]))
+    monkeypatch.setattr(contest, "disagreement", lambda *_: "")
+    entrants, figures = contest.contest({"one": opened}, [], None, contest.Plan(3, (8,), 1.0, 1.0))
+    assert [one.round for one in figures] == [1]
+    assert [one.title for one in entrants] == ["one"]
+
+
 def test_detections_are_compared_with_eagers(monkeypatch):
     from dethandlers.detections import Detections
     from dettools.benchmark.load import Picture
@@ -187,6 +211,25 @@ def test_every_peer_has_its_pinned_requirements():
         names = {line.partition("==")[0].lower() for line in packages}
         assert peer.package in names
         assert not names & {"torch", "torchvision", "numpy"}
+
+
+def test_every_peer_stands_there_twice_and_the_command_knows_them_all():
+    peers, run = module("peers"), module("run")
+    assert ("detserve", *(peer.name for peer in peers.PEERS)) == run.NAMES
+    assert len(set(run.NAMES)) == 1 + 2 * len(peers.DEFAULTS)
+
+
+def test_tuned_changes_threads_and_workers_and_nothing_else(tmp_path):
+    peers = module("peers")
+    plain, tuned = (one for one in peers.PEERS if one.folder == "litserve")
+    place = peers.Workplace(tmp_path / "python", tmp_path, tmp_path / "w.pth", 1)
+    assert plain.launch(place).command == tuned.launch(place).command
+    assert plain.launch(place).environment == {}
+    assert tuned.launch(place).environment == {
+        "OMP_NUM_THREADS": "1",
+        "PEERS_WORKERS": str(len(os.sched_getaffinity(0))),
+    }
+    assert tuned.target is plain.target
 
 
 def test_the_command_explains_itself_without_measuring():

@@ -3,15 +3,17 @@
 Run: bentoml serve service:Detector --host 127.0.0.1 --port PORT
 """
 
+import os
+
 import bentoml
 from detections import detect, load_model
 from PIL.Image import Image
 from torchvision.transforms.functional import to_tensor
 
 
-@bentoml.service(traffic={"timeout": 60})
+@bentoml.service(workers=int(os.environ.get("PEERS_WORKERS", "1")), traffic={"timeout": 60})
 class Detector:
-    """One worker, BentoML's default."""
+    """One worker, BentoML's default, unless told otherwise."""
 
     def __init__(self):
         self.model = load_model()

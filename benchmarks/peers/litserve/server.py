@@ -3,6 +3,7 @@
 Run: python server.py PORT
 """
 
+import os
 import sys
 
 import litserve
@@ -33,5 +34,5 @@ class Detector(litserve.LitAPI):
 
 if __name__ == "__main__":
     api = Detector(max_batch_size=8, batch_timeout=0.005)
-    server = litserve.LitServer(api, accelerator="cpu")
+    server = litserve.LitServer(api, accelerator="cpu", workers_per_device=int(os.environ.get("PEERS_WORKERS", "1")))
     server.run(host="127.0.0.1", port=int(sys.argv[1]), generate_client_file=False, log_level="warning")

@@ -4,6 +4,7 @@ Run: python server.py --address 127.0.0.1 --port PORT
 """
 
 import io
+import os
 
 import numpy as np
 from detections import detect, load_model
@@ -35,5 +36,5 @@ class Inference(Worker):
 if __name__ == "__main__":
     server = Server()
     server.append_worker(Preprocess, num=2)
-    server.append_worker(Inference, num=1, max_batch_size=8, max_wait_time=5)
+    server.append_worker(Inference, num=int(os.environ.get("PEERS_WORKERS", "1")), max_batch_size=8, max_wait_time=5)
     server.run()
