@@ -49,6 +49,16 @@ def test_a_queue_that_grows_too_slowly_for_its_throughput_is_not_sustained():
     assert highest_sustained([slow]) is None
 
 
+def test_two_requests_on_their_way_are_no_overload():
+    """Of a short level they are more than one in twenty."""
+    latencies = [0.02] * 26 + [5.0, 5.0] + [0.02]
+    level = summarise(open_loop(5, latencies), resamples=0)
+    assert level.throughput_rps.value < 0.95 * level.offered_rps
+    assert highest_sustained([level]) == 0
+    three = summarise(open_loop(5, [0.02] * 25 + [5.0] * 3 + [0.02]), resamples=0)
+    assert highest_sustained([three]) is None
+
+
 def test_a_closed_loop_offers_no_rate():
     assert highest_sustained([summarise(steady(500), resamples=0)]) is None
 

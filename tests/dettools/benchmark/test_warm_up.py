@@ -72,6 +72,13 @@ def test_a_queue_that_only_grows_never_settles():
     assert (cut, settled) == (500, False)
 
 
+def test_a_level_that_does_not_settle_rises_or_falls():
+    growing = find_warm_up(sequential(np.linspace(0.01, 0.05, 1000)).samples)
+    falling = find_warm_up(sequential(np.linspace(0.05, 0.01, 1000)).samples)
+    assert (growing.settled, growing.rising) == (False, True)
+    assert (falling.settled, falling.rising) == (False, False)
+
+
 def test_too_few_latencies_are_left_alone():
     assert truncation(np.concatenate((noise(10, mean=500.0), noise(25)))) == (0, True)
     assert truncation(np.zeros(0)) == (0, True)

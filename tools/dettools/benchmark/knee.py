@@ -19,6 +19,8 @@ from detserve.errors import DetserveError
 from dettools.benchmark.statistics import LevelSummary
 
 SUSTAINED = 0.95
+FEW = 2.0
+"""Requests that are still on their way at the end of any level."""
 
 
 @dataclass(frozen=True)
@@ -121,13 +123,9 @@ def highest_sustained(levels: Sequence[LevelSummary]) -> int | None:
 
 def sustains(level: LevelSummary) -> bool:
     """Tell whether at least 95 % of what is offered is answered, and the latencies do not rise all the time."""
-    return level.throughput_rps.value >= SUSTAINED * level.offered_rps and not rises(level)
-
-
-def rises(level: LevelSummary) -> bool:
-    """Tell whether the latencies never settled and were higher at the end: a queue that grows slowly."""
-    means = [window.latency_ms for window in level.windows if window.latency_ms is not None]
-    return not level.warm_up.settled and (len(means) < 2 or means[-1] > means[0])
+    missing = (level.offered_rps - level.throughput_rps.value) * level.seconds
+    due = level.offered_rps * level.seconds
+    return missing <= max((1 - SUSTAINED) * due, FEW) and not level.warm_up.rising
 
 
 def judge_slo(level: LevelSummary, slo: Slo, index: int = 0) -> SloOutcome:

@@ -11,7 +11,7 @@ when a reason concerns all of it; a run with good and bad levels is a WARN that 
 
 from collections.abc import Callable, Iterator, Sequence
 
-from dettools.benchmark.knee import rises, sustains
+from dettools.benchmark.knee import sustains
 from dettools.benchmark.measurement import Stamp, Verdict
 from dettools.benchmark.percentiles import fewest_answers
 from dettools.benchmark.statistics import TOLERANCE, WINDOWS, LevelSummary
@@ -244,7 +244,7 @@ def _client(level: LevelSummary) -> Iterator[Reason]:
 
 def _overload(level: LevelSummary) -> Iterator[Reason]:
     if level.load.loop == "open" and not sustains(level):
-        grows = " and the latencies rise all the time" if rises(level) else ""
+        grows = " and the latencies rise all the time" if level.warm_up.rising else ""
         yield _reason(
             "WARN",
             "overloaded",

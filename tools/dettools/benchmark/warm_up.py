@@ -34,11 +34,13 @@ class WarmUp:
         requests: how many of the level's requests were due in it.
         seconds: when it ended, since the start of the level.
         settled: whether it ended; False when the level was still changing in the middle of its time.
+        rising: whether it did not settle because the latencies rise: what was cut is faster than what is kept.
     """
 
     requests: int
     seconds: float
     settled: bool
+    rising: bool = False
 
 
 def find_warm_up(samples: Sequence[Sample]) -> WarmUp:
@@ -48,12 +50,14 @@ def find_warm_up(samples: Sequence[Sample]) -> WarmUp:
         samples: every request of the level, in the order they were due.
     """
     answered = [sample for sample in samples if sample.ok]
-    cut, settled = truncation(np.array([sample.latency_ms for sample in answered], np.float64))
+    latencies = np.array([sample.latency_ms for sample in answered], np.float64)
+    cut, settled = truncation(latencies)
     if not cut:
         return WarmUp(0, 0.0, settled)
     start_s = answered[cut].scheduled_s
     before = [sample for sample in samples if sample.scheduled_s < start_s]
-    return WarmUp(len(before), start_s, settled)
+    rising = not settled and bool(np.median(latencies[:cut]) < np.median(latencies[cut:]))
+    return WarmUp(len(before), start_s, settled, rising)
 
 
 def truncation(series: npt.NDArray[np.float64]) -> tuple[int, bool]:

@@ -163,7 +163,7 @@ def over_time(run: Run, samples: Samples) -> str:
             if len(latencies) > MOST_POINTS:
                 _band(axes, due, latencies)
             elif len(latencies):
-                axes.plot(due, latencies, ".", color="#2b6cb0", markersize=2.5)
+                axes.plot(due, latencies, ".", color="#2b6cb0", markersize=3.5)
             failed = [sample.scheduled_s for sample in sent if not sample.ok]
             if failed:
                 marks = np.array(failed)[_thinned(len(failed))]
