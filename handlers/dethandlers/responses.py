@@ -18,8 +18,8 @@ def to_json_text(
     ``forward_size`` and ``image_size`` ``[width, height]``.
 
     Args:
-        batch_begun: when the worker got the batch, by `time.perf_counter`: the time ``handler`` counts from it until this
-            answer is written, the other images of the batch included.
+        batch_begun: when the worker got the batch, by `time.perf_counter`; the time ``handler`` counts from it until
+            this answer is written, the other images of the batch included.
     """
     begun = time.perf_counter()
     text = json.dumps(_FORMATS[options.format](answer.detections, options, categories))

@@ -34,6 +34,10 @@ from a checkpoint to a service that is proven to equal it:
   detserve serve start --models shapes                serve
   detserve predict shapes scene.jpg --save-dir out    call
   detserve compare shapes scene.jpg --work-dir out    prove: served equals eager
+  detserve evaluate shapes --images val/ --annotations val.json --against eager
+                                                      how accurate is the endpoint, and as accurate as eager?
+  detserve benchmark served shapes --images val/ --rate 5:40:5 --slo-p99 250ms
+                                                      how fast, under an honest load?
   detserve serve stop
 
 exit codes: 0 success, 1 a check failed, 2 usage or input error

@@ -34,9 +34,12 @@ class OnnxRuntime:
             )
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
-        # onnxruntime does not look at the variable that tells torch, and takes every core.
+        # onnxruntime does not look at the variables that tell torch: it takes every core, and its threads spin while
+        # they wait, which costs the server and the other workers of a small machine more than it gains.
         threads = spec.serving.threads or int(os.environ.get("OMP_NUM_THREADS") or 0)
         options.intra_op_num_threads = threads
+        if os.environ.get("OMP_WAIT_POLICY", "").lower() == "passive":
+            options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         wanted = "CUDAExecutionProvider" if device.type == "cuda" else "CPUExecutionProvider"
         if wanted not in onnxruntime.get_available_providers():
             raise ArtefactError(

@@ -221,6 +221,7 @@ def server_environment(settings: ServerSettings, instance: Instance, temp_folder
         "PYTHONUNBUFFERED": "1",  # the last words of a worker that dies must reach the log
         FOLDER_VARIABLE: str(instance.folder),
     }
+    environment.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if settings.threads_per_worker is not None:
         for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
             environment[name] = str(settings.threads_per_worker)
