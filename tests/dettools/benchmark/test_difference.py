@@ -160,3 +160,8 @@ def test_the_difference_is_json_and_a_table(before):
     assert "SLOWER OR WORSE" in text
     assert "differs target.runtime: torch in a, onnx in b" in text
     assert "14 figures tested" in text
+    assert "95 % interval" in text
+    narrow = Console(file=io.StringIO(), width=80)
+    print_difference(found, narrow)
+    assert "…" not in narrow.file.getvalue()
+    assert "no difference shown" in narrow.file.getvalue()

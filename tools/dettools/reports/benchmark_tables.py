@@ -32,7 +32,7 @@ SHORT |= {"sum ms": "sum", "server queue ms": "queue"}
 
 def print_run(run: Run, console: Console) -> None:
     """Print the levels, the parts of the latency, the findings, and the verdict with its reasons."""
-    header, rows = _fitting(*table(run), console.width)
+    header, rows = _fitting(*table(run), console.width, LEFT_OUT_FIRST)
     console.print(_table(header, rows, stamps=[verdict.stamp for verdict in run.verdicts]))
     for title, (header, rows) in (
         ("mean latency by its parts, ms", stage_table(run)),
@@ -55,7 +55,9 @@ def print_difference(difference: Difference, console: Console) -> None:
     """Print every figure of both runs with the verdict on the second, what else differs, and what to know."""
     header = ["level", "figure", "a", "b", "b / a", "95 % interval", "p (Holm)", "b is"]
     rows = [_difference_row(figure) for figure in difference.figures]
-    shown = _table(header, rows, title=escape(f"a: {difference.title_a}    b: {difference.title_b}"), left=(0, 1, 7))
+    header, rows = _fitting(header, rows, console.width, ("p (Holm)", "95 % interval"))
+    title = escape(f"a: {difference.title_a}    b: {difference.title_b}")
+    shown = _table(header, rows, title=title, left=(0, 1, len(header) - 1))
     for row, figure in zip(shown.rows, difference.figures, strict=True):
         row.style = "red" if figure.worse else "green" if figure.word in ("faster", "fewer errors", "AP won") else None
     console.print(shown)
@@ -86,9 +88,11 @@ def _difference_row(figure: FigureDifference) -> list[str]:
     return [figure.level, unit, left, right, ratio, interval, p, figure.word]
 
 
-def _fitting(header: list[str], rows: list[list[str]], width: int) -> tuple[list[str], list[list[str]]]:
+def _fitting(
+    header: list[str], rows: list[list[str]], width: int, left_out_first: Sequence[str]
+) -> tuple[list[str], list[list[str]]]:
     """Leave columns out until the terminal is wide enough; the files and the page have them all."""
-    for name in LEFT_OUT_FIRST:
+    for name in left_out_first:
         # Two characters between columns and one at either end, as `_table` has them.
         needed = [max(len(row[index]) for row in (header, *rows)) + 2 for index in range(len(header))]
         if sum(needed) <= width:
