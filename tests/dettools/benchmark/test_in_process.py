@@ -12,6 +12,7 @@ from dethandlers.detector import Detector, Request
 from dethandlers.options import Options
 from dethandlers.responses import to_json_text
 from detserve.archive import build_archive
+from detserve.errors import DetserveError
 from detserve.spec import load_spec
 from dettools.benchmark.in_process import benchmark_in_process, measure
 from dettools.benchmark.subjects import InProcessError, Outcome, RuntimeSubject
@@ -299,7 +300,7 @@ def test_eager_refuses_threads_that_it_cannot_set(shared_data):
     ],
 )
 def test_what_makes_no_sense_is_refused(archive, images, changes, said):
-    with pytest.raises(InProcessError, match=said):
+    with pytest.raises(DetserveError, match=said):
         benchmark_in_process("runtime", archive, images, **changes)
 
 

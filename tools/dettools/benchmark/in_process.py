@@ -32,7 +32,6 @@ from dettools.benchmark.subjects import (
     Subject,
     open_eager,
     open_runtime,
-    torch_device,
     torch_threads,
 )
 
@@ -87,7 +86,7 @@ def benchmark_in_process(
         sizes = [1]
     store = model_store or default_model_store()
     opened = open_eager if kind == "eager" else open_runtime
-    with torch_threads(threads), opened(model, weights, store, torch_device(device), threads, on_progress) as loading:
+    with torch_threads(threads), opened(model, weights, store, device, threads, on_progress) as loading:
         subject, described = loading
         on_loaded({"kind": kind, **described, "images": len(loaded)})
         return measure(
@@ -205,7 +204,10 @@ def _resources(wall_s: float, turns: Sequence[Resources]) -> Resources:
 
     def share(of: Callable[[Resources], float | None]) -> float | None:
         told = [(value, turn.wall_s) for turn in turns if (value := of(turn)) is not None]
-        return sum(value * weight for value, weight in told) / watched_s if told and watched_s > 0 else None
+        if not told:
+            return None
+        # The kernel counts in ticks of 10 ms, and its iowait may go back (proc(5)): a short turn can leave 0 to 1.
+        return min(1.0, max(0.0, sum(value * weight for value, weight in told) / watched_s))
 
     return Resources(
         wall_s=wall_s,

@@ -1,27 +1,21 @@
 """What an in-process benchmark measures: the worker's detector on an artefact, or eager on the source checkpoint."""
 
 import contextlib
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from dethandlers.artefact import Artefact, load_artefact
 from dethandlers.detector import Detector, Request
-from dethandlers.errors import DetectorError, RequestError
+from dethandlers.errors import RequestError
 from dethandlers.options import Options
 from dethandlers.responses import to_json_text
-from detserve.archive import build_archive
 from detserve.eager import EagerModel, load_eager
 from detserve.errors import DetserveError
-from detserve.mar import unpacked
-from detserve.model_store import find_archive
-from detserve.spec import load_spec
 
-_SPECS = (".yaml", ".yml")
+from dettools.local_detector import open_detector, torch_device
 
 
 class InProcessError(DetserveError):
@@ -94,24 +88,6 @@ class EagerSubject:
         return outcomes
 
 
-def torch_device(name: str) -> torch.device:
-    """Return the device of that name.
-
-    Raises:
-        InProcessError: there is none of that name, or not on this machine.
-    """
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise InProcessError(f"device: got {name!r}, expected cpu, cuda or cuda:N. Correct --device.") from error
-    count = torch.cuda.device_count() if device.type == "cuda" else 0
-    if device.type == "cpu" or (device.type == "cuda" and (device.index or 0) < count):
-        return device
-    raise InProcessError(
-        f"device: got {name!r}, but torch sees {count} CUDA devices here. Use --device cpu, or install the driver."
-    )
-
-
 _Opened = Iterator[tuple[Subject, dict[str, Any]]]
 
 
@@ -120,7 +96,7 @@ def open_runtime(
     model: str | Path,
     weights: Path | None,
     store: Path,
-    device: torch.device,
+    device: str,
     threads: int | None,
     on_progress: Callable[[str], None],
 ) -> _Opened:
@@ -132,24 +108,9 @@ def open_runtime(
     Raises:
         DetserveError: it cannot be built or loaded here.
     """
-    with contextlib.ExitStack() as stack:
-        archive = Path(model)
-        if archive.suffix in _SPECS:
-            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="detserve-benchmark-")))
-            spec = load_spec(archive)
-            archive = build_archive(
-                spec, folder=archive.parent, out=folder / f"{spec.name}.mar", weights=weights, on_progress=on_progress
-            ).path
-        elif weights is not None:
-            raise InProcessError(f"weights: got {weights} with {str(model)!r}, whose weights are inside. Give a spec.")
-        else:
-            archive = find_archive(model, store)
-        try:
-            artefact = load_artefact(stack.enter_context(unpacked(archive)))
-            detector = Detector(_with_threads(artefact, threads), device)
-        except DetectorError as error:
-            raise InProcessError(f"{archive.name} cannot be loaded here: {error}") from error
-        stack.callback(detector.close)
+    with open_detector(
+        model, model_store=store, weights=weights, device=device, threads=threads, on_progress=on_progress
+    ) as detector:
         includes = "decode, preprocess, forward, postprocess, JSON"
         yield RuntimeSubject(detector), {**detector.describe(), "includes": includes}
 
@@ -159,7 +120,7 @@ def open_eager(
     model: str | Path,
     weights: Path | None,
     store: Path,
-    device: torch.device,
+    device: str,
     threads: int | None,
     on_progress: Callable[[str], None],
 ) -> _Opened:
@@ -172,7 +133,7 @@ def open_eager(
         DetserveError: it cannot be loaded, or its threads cannot be set.
     """
     on_progress("loading the source checkpoint")
-    loaded = load_eager(model, model_store=store, weights=weights, device=str(device))
+    loaded = load_eager(model, model_store=store, weights=weights, device=str(torch_device(device)))
     if threads is not None and not loaded.source.startswith("torchvision"):
         raise InProcessError(
             f"threads: got {threads}, but eager runs an ONNX file with onnxruntime's own choice of threads. "
@@ -180,18 +141,11 @@ def open_eager(
         )
     described = {
         "source": loaded.source,
-        "device": str(device),
+        "device": device,
         "threads": torch.get_num_threads(),
         "includes": "decode, transform, forward, postprocess; no JSON",
     }
     yield EagerSubject(loaded, score_threshold=0.05, max_detections=100), described
-
-
-def _with_threads(artefact: Artefact, threads: int | None) -> Artefact:
-    if threads is None:
-        return artefact
-    spec = replace(artefact.spec, serving=replace(artefact.spec.serving, threads=threads))
-    return replace(artefact, spec=spec)
 
 
 @contextlib.contextmanager
