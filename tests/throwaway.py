@@ -17,7 +17,8 @@ class Echo:
 
     def handle(self, data, context):
         if context.get_request_header(0, "describe") == "True":
-            return [{"runtime": "echo", "device": "cpu", "precision": "fp32", "path": os.environ.get("PYTHONPATH", "")}]
+            path = os.environ.get("PYTHONPATH", "")
+            return [{"runtime": "echo", "device": "cpu", "precision": "fp32", "categories": [], "path": path}]
         return [self.answer(row, index, context) for index, row in enumerate(data)]
 
     def answer(self, row, index, context):

@@ -105,8 +105,9 @@ def test_a_missing_or_wrong_token_names_the_command(running, token):
     assert (e.value.status, e.value.type) == (400, "unauthorized")
     with Client(running.inference_url, server.token().value) as client:
         assert client.predict("echo", b"x")
+        assert client.describe("echo")["runtime"] == "echo"  # asked of the worker itself
         with pytest.raises(ClientError, match="management_url"):
-            client.describe("echo")
+            client.models()
         with pytest.raises(EndpointError, match="detserve serve status"):
             client.predict("nix", b"x")
 

@@ -10,7 +10,7 @@ from checkout import ROOT
 from dettools import cli
 from dettools.benchmark.run import load_run
 from faulty_server import FaultyServer
-from throwaway import ECHO, build
+from throwaway import build
 
 NAMES = [f"{number}.jpg" for number in range(5)]
 FOUND = [{"class_label": 0, "class_name": "cat", "bbox": [10.0, 20.0, 60.0, 90.0], "score": 0.9}]
@@ -205,8 +205,7 @@ def test_diff_finds_the_slower_of_two_runs(server, images, tmp_path, capsys):
 @pytest.mark.server
 def test_a_real_server_is_watched(tmp_path, capsys, serve):
     """Its token, its processes, its queue and what its worker says of itself; a worker that sleeps makes the queue."""
-    source = ECHO.replace('{"runtime": "echo"', '{"categories": [], "runtime": "echo"')
-    name = serve([build(tmp_path, source=source)], "watched")
+    name = serve([build(tmp_path)], "watched")
     for number in range(3):
         (tmp_path / f"{number}.jpg").write_text(f"sleep 0.0{number}")
     arguments = ("served", "echo", "--images", *tmp_path.glob("*.jpg"), "--instance", name, *QUICK)

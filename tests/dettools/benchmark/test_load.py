@@ -2,7 +2,6 @@
 
 import os
 import signal
-import threading
 
 import numpy as np
 import pytest
@@ -113,12 +112,14 @@ def test_a_stable_level_ends_early_but_not_before_its_shortest_time(target):
     assert few.stopped == "time"  # not before there are enough samples
 
 
+def ctrl_c(*_):
+    """As a level's ``on_progress``: Ctrl-C at the end of its first window, however slow the machine is."""
+    os.kill(os.getpid(), signal.SIGINT)
+
+
 @pytest.mark.parametrize("load", [Load("closed", 2), Load("open", 50, "poisson")], ids=["closed", "open"])
 def test_ctrl_c_ends_the_level_and_keeps_what_there_is(target, load):
-    timer = threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT))
-    timer.start()
-    level = level_of(target, load, Bounds(20, 20, 5))
-    timer.join()
+    level = level_of(target, load, Bounds(20, 20, 0.5), on_progress=ctrl_c)
     assert level.stopped == "interrupted"
     assert len(level.samples) >= 5
     assert all(sample.ok for sample in level.samples)
@@ -128,10 +129,7 @@ def test_ctrl_c_ends_the_level_and_keeps_what_there_is(target, load):
 
 def test_ctrl_c_does_not_wait_for_what_never_comes(server, target):
     server.begin(silent=True)
-    timer = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT))
-    timer.start()
-    level = level_of(target, Load("closed", 2), Bounds(20, 20, 5, drain_s=60))
-    timer.join()
+    level = level_of(target, Load("closed", 2), Bounds(20, 20, 0.3, drain_s=60), on_progress=ctrl_c)
     assert (level.stopped, level.samples) == ("interrupted", ())
     assert level.resources.wall_s < 10
 
@@ -145,10 +143,7 @@ def test_a_token_that_runs_out_in_the_middle_of_a_level_is_renewed_once(server):
         return server.faults.token
 
     target = Target.served(server.url, "model", token=token)
-    timer = threading.Timer(0.3, setattr, (server.faults, "token", "second"))
-    timer.start()
-    level = level_of(target, Load("closed", 6))
-    timer.join()
+    level = level_of(target, Load("closed", 6), on_progress=lambda *_: setattr(server.faults, "token", "second"))
     assert asked == ["first", "second"]
     assert {(sample.status, sample.error) for sample in level.samples} == {(200, "")}
 
