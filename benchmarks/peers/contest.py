@@ -6,6 +6,7 @@ Only one server runs at a time, so that an idle one takes nothing from another. 
 middle hits all of them, and each start is a new one: both show in the spread over the rounds.
 """
 
+import os
 import subprocess
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -15,7 +16,7 @@ from detserve.client import parse_detections
 from detserve.eager import EagerModel
 from detserve.errors import DetserveError
 from dettools.benchmark.load import Bounds, Picture, run_load
-from dettools.benchmark.measurement import Level, Load
+from dettools.benchmark.measurement import Level, Load, Resources
 from dettools.benchmark.monitor import Monitor
 from dettools.benchmark.statistics import measured_samples, summarise
 from dettools.comparison import compare_image
@@ -98,7 +99,9 @@ def contest(
                             on_progress(f"  {figures[-1].sentence()}")
                 except (DetserveError, OSError, subprocess.SubprocessError) as error:
                     old = entrants.get(name, Entrant(name, name))
-                    entrants[name] = Entrant(name, old.title, old.settings, old.difference, failure=str(error))
+                    entrants[name] = Entrant(
+                        name, old.title, old.settings, old.difference, str(error).partition("\n")[0]
+                    )
                     on_progress(f"  {error}")
     except KeyboardInterrupt:
         on_progress("interrupted; what is measured is kept")
@@ -148,4 +151,13 @@ def _figure(name: str, turn: int, level: Level) -> Figure:
         errors=summary.errors,
         client_cpu_ms=summary.client_cpu_ms,
         server_cpu_ms=summary.server_cpu_ms,
+        others_share=_others(level.resources),
     )
+
+
+def _others(used: Resources) -> float | None:
+    """Return the share of the machine's cores that neither the client nor the server took."""
+    if used.machine_cpu is None or used.server_cpu_s is None or used.wall_s <= 0:
+        return None
+    taken = (used.client_cpu_s + used.server_cpu_s) / (used.wall_s * (os.cpu_count() or 1))
+    return max(0.0, used.machine_cpu - taken)

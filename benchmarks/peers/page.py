@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from contest import Entrant, Plan
+from dettools.benchmark.validity import OTHERS
 from standings import Standing
 
 HEAD = (
@@ -13,16 +14,23 @@ HEAD = (
 
 
 def markdown_page(
-    entrants: Sequence[Entrant], rows: Sequence[Standing], plan: Plan, environment: dict[str, Any], images: str
+    entrants: Sequence[Entrant],
+    rows: Sequence[Standing],
+    plan: Plan,
+    environment: dict[str, Any],
+    images: str,
+    note: str = "",
 ) -> str:
-    """Return the whole page."""
+    """Return the whole page; a note stands at its head."""
     lines = [
         "# Our server beside others",
         "",
         "Written by `make peers`; how it is measured stands in [README.md](README.md). The model is the demo detector",
         "(SSDlite320 MobileNetV3, `model_store/shapes`), the body a JPEG, the answer JSON; one client for all.",
         "",
+        *([f"**{note}**", ""] if note else []),
         *_facts(environment, images, plan),
+        _others(rows),
         "- detections: `=` when those of a few images, asked for at once, are eager's within 0.05 px and 1e-4",
         "",
     ]
@@ -42,6 +50,14 @@ def markdown_page(
         lines += ["", "## Other detections than eager's", ""]
         lines += [f"- **{one.title}**: {one.difference}" for one in different]
     return "\n".join(lines).rstrip() + "\n"
+
+
+def _others(rows: Sequence[Standing]) -> str:
+    shares = [row.others_share for row in rows if row.others_share is not None]
+    if not shares:
+        return "- what other processes took of the cores is not known"
+    told = f"- other processes took at most {max(shares):.0%} of the cores in any level"
+    return told if max(shares) <= OTHERS else f"{told}: **too much; end them and measure again**"
 
 
 def _facts(environment: dict[str, Any], images: str, plan: Plan) -> list[str]:

@@ -37,6 +37,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--seconds", type=float, default=10.0, help="of each level (default: %(default)s)")
     made.add_argument("--images", type=int, default=32, help="generated scenes to send (default: %(default)s)")
     made.add_argument("--cores", type=int, default=2, help="server and client share them (default: %(default)s)")
+    made.add_argument("--note", default="", help="a sentence for the head of the page")
     made.add_argument("--quick", action="store_true", help="one round of 3 s levels: only to see that all of it runs")
     made.add_argument("--json", action="store_true", help="print the JSON document as the last line")
     return made
@@ -121,7 +122,7 @@ def _measured(args: argparse.Namespace, names: list[str]) -> dict[str, Any]:
         environment = describe_environment()
         facts = describe_images([picture.body for picture in pictures])
         return {
-            "page": markdown_page(entrants, rows, plan, environment, facts.sentence()),
+            "page": markdown_page(entrants, rows, plan, environment, facts.sentence(), args.note),
             "environment": environment,
             "images": asdict(facts),
             "plan": asdict(plan),

@@ -23,6 +23,7 @@ class Figure:
         latencies_ms: of the answers after the warm-up.
         errors: failed requests by machine word.
         client_cpu_ms, server_cpu_ms: CPU time per request.
+        others_share: of the machine's cores, what neither client nor server took, 0 to 1; None when not known.
     """
 
     server: str
@@ -34,6 +35,7 @@ class Figure:
     errors: dict[str, int]
     client_cpu_ms: float
     server_cpu_ms: float | None
+    others_share: float | None = None
 
     def sentence(self) -> str:
         """Return it in one line."""
@@ -71,6 +73,7 @@ class Standing:
         p99_rough: fewer answers than a percentile's interval needs.
         throughput_ratio, p99_ratio: ours divided by theirs; above 1 we answer more, below 1 our tail is shorter. None
             for ourselves, and without figures of both.
+        others_share: the most that other processes took of the cores in any round.
     """
 
     server: str
@@ -87,6 +90,7 @@ class Standing:
     server_cpu_ms: float | None
     throughput_ratio: Spread | None
     p99_ratio: float | None
+    others_share: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return it as plain JSON values."""
@@ -130,6 +134,7 @@ def _standing(figures: Sequence[Figure], server: str, concurrency: int, ours: st
         client_cpu_ms=statistics.median(one.client_cpu_ms for one in own),
         server_cpu_ms=statistics.median(server_cpu) if server_cpu else None,
         throughput_ratio=Spread.of(ratios) if ratios and not itself else None,
+        others_share=max((one.others_share for one in own if one.others_share is not None), default=None),
         p99_ratio=our_p99 / p99 if p99 and our_p99 is not None and not itself else None,
     )
 

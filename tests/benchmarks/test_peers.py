@@ -1,6 +1,7 @@
 """The peers' table: medians, ratios and marks from known figures; the run itself needs minutes and the network."""
 
 import contextlib
+import dataclasses
 import importlib
 import json
 import os
@@ -129,6 +130,33 @@ def test_the_page_marks_what_is_not_comparable(standings):
     assert peer.endswith("| 10.0 (5.0–20.0) | 3.00 (2.00–4.00) | 101.0 | ~198.0 | 0.50 | 0 | 22.0, 0.30 | **≠** |")
     assert "gone does not start (no answer)" in text
     assert "1 of 8 images differ" in text
+
+
+@pytest.mark.parametrize(
+    ("share", "said"),
+    [(None, "is not known"), (0.04, "at most 4% of the cores in any level\n"), (0.4, "at most 40%")],
+)
+def test_the_page_says_what_others_took_of_the_machine(standings, share, said):
+    contest, page = module("contest"), module("page")
+    row = dataclasses.replace(figure(standings, "ours", 1, 1.0, [1.0]), others_share=share)
+    environment = {
+        "date": "2026-01-02",
+        "cpu": {"model": "", "usable_cores": 2},
+        "memory_gb": 8,
+        "os": "",
+        "python": "",
+    }
+    text = page.markdown_page(
+        [contest.Entrant("ours", "ours")],
+        standings.standings([row], "ours"),
+        contest.Plan(1, (8,), 1.0, 1.0),
+        {**environment, "packages": {}, "java": None},
+        "",
+        "only a trial",
+    )
+    assert said in text
+    assert ("measure again" in text) == (share == 0.4)
+    assert "**only a trial**" in text
 
 
 def test_a_server_that_fails_leaves_the_others_measured():
