@@ -63,9 +63,9 @@ class Serving:
         score_threshold: used when a request names none.
         min_score_threshold: floor under every request's threshold.
         max_detections: most detections per image when a request names no number.
-        batch_size: most requests in one batch.
+        batch_size: most requests in one batch; 0 leaves it to the server: 1 on a CPU, 8 on a GPU.
         max_batch_delay_ms: how long TorchServe waits for a batch to fill (it always waits this long when it does not).
-        workers: worker processes per model.
+        workers: worker processes per model; 0 leaves it to the server: one for each core, or each GPU.
         response_timeout_s: a batch that takes longer kills the worker.
         startup_timeout_s: a worker that takes longer to load is given up.
         device: ``auto`` takes the GPU that TorchServe assigns, or the CPU when it assigns none.
@@ -74,7 +74,7 @@ class Serving:
         tf32: allow TensorFloat-32 in matrix products and convolutions on the GPU.
         deterministic: same bits for the same image whatever shares its batch (one image a forward pass).
         jpeg_decoder: ``cpu``, ``gpu``, or ``auto``: the GPU in fp16 and bf16 (its pixels differ by rounding).
-        threads: intra-op threads of a worker; 0 leaves the framework's default.
+        threads: intra-op threads of a worker; 0 leaves it to the server, which shares the cores out among the workers.
         max_image_pixels: larger images are refused before they are decoded.
         min_image_side: smaller images are refused, in pixels.
         golden_check: what a worker does whose detections on the golden image drifted: ``fail``, ``warn`` or ``off``.
@@ -83,9 +83,9 @@ class Serving:
     score_threshold: float = 0.05
     min_score_threshold: float = 0.0
     max_detections: int = 100
-    batch_size: int = 8
+    batch_size: int = 0
     max_batch_delay_ms: int = 5
-    workers: int = 1
+    workers: int = 0
     response_timeout_s: int = 120
     startup_timeout_s: int = 300
     device: Literal["auto", "cpu", "gpu"] = "auto"

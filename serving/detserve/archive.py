@@ -238,6 +238,8 @@ def _described_members(spec: Spec, golden: tuple[str, Golden]) -> dict[str, byte
         "responseTimeout": serving.response_timeout_s,
         "startupTimeout": serving.startup_timeout_s,
     }
+    # What the spec leaves open stays open: the server that serves it knows its machine.
+    config = {key: value for key, value in config.items() if value}
     if serving.device != "auto":
         config["deviceType"] = serving.device
     return {

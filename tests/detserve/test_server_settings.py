@@ -8,6 +8,7 @@ import pytest
 from detserve import server
 from detserve.errors import ServerError
 from detserve.instance import Instance
+from detserve.server import capacity
 from detserve.server.archives import ModelSettings, read_archive
 from detserve.server.settings import config_properties, server_environment
 from throwaway import build
@@ -50,3 +51,44 @@ def test_a_chosen_port_takes_the_next_four():
     assert server.ports_from(9000) == server.Ports(9000, 9001, 9002, 9003, 9004)
     with pytest.raises(ServerError, match="65531"):
         server.ports_from(65535)
+
+
+@pytest.mark.parametrize(
+    ("cores", "gpus", "device", "expected"),
+    [
+        (2, 0, "auto", (2, 1, 1)),
+        (1, 0, "cpu", (1, 1, 1)),
+        (32, 0, "cpu", (8, 1, 4)),
+        (16, 2, "auto", (2, 8, None)),
+        (16, 2, "cpu", (8, 1, 2)),
+    ],
+)
+def test_what_is_left_open_suits_the_machine(monkeypatch, cores, gpus, device, expected):
+    """One worker a core, with the cores shared out; on GPUs one worker each, and batches."""
+    monkeypatch.setattr(capacity, "usable_cores", lambda: cores)
+    monkeypatch.setattr(capacity, "gpu_count", lambda: gpus)
+    fitting = capacity.capacity(device)
+
+    assert (fitting.workers, fitting.batch_size, fitting.threads(fitting.workers)) == expected
+    defaults = server.ServerSettings(device=device).model_defaults()
+    assert (defaults.min_workers, defaults.max_workers, defaults.batch_size) == (expected[0], *expected[:2])
+
+
+def test_threads_are_the_users_else_the_cores_shared_out(monkeypatch, tmp_path):
+    monkeypatch.setattr(capacity, "usable_cores", lambda: 8)
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+        monkeypatch.delenv(name, raising=False)
+
+    def threads(settings, workers):
+        return server_environment(settings, Instance("x", tmp_path), tmp_path, workers)["OMP_NUM_THREADS"]
+
+    cpu = server.ServerSettings(device="cpu")
+    assert (threads(cpu, 8), threads(cpu, 3), threads(cpu, 1), threads(cpu, 20)) == ("1", "2", "8", "1")
+    assert threads(server.ServerSettings(device="cpu", threads_per_worker=5), 8) == "5"
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    assert threads(cpu, 8) == "7"
+
+
+def test_a_gpu_hidden_from_cuda_does_not_count(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert capacity.gpu_count() == 0

@@ -212,7 +212,7 @@ def test_a_category_that_stands_twice_is_refused(tmp_path, second, wanted):
         ("min_score_threshold", 2),
         ("max_detections", 0),
         ("max_detections", 1001),
-        ("batch_size", 0),
+        ("batch_size", -1),
         ("max_batch_delay_ms", 0),
         ("workers", 65),
         ("response_timeout_s", 0),
@@ -261,7 +261,7 @@ def test_an_override_replaces_merges_and_checks():
     assert changed.categories == spec.categories
     for wrong, wanted in (
         ({"serving": {"wokers": 3}}, "wokers"),
-        ({"serving": {"workers": 0}}, "serving.workers"),
+        ({"serving": {"workers": -1}}, "serving.workers"),
         ({"name": "a/b"}, "name"),
         ({"nme": "x"}, "nme"),
     ):

@@ -15,6 +15,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from detserve.server.capacity import cgroup_cpu_limit
+
 PACKAGES = (
     *("detserve", "torch", "torchvision", "numpy", "pillow", "onnxruntime", "onnxruntime-gpu"),
     *("torchserve", "aiohttp", "hotcoco"),
@@ -29,7 +31,6 @@ GPU_FIELDS = {
     "power_limit_w": "power.limit",
 }
 _GPU_TEXTS = {"name", "driver"}
-_CGROUPS = Path("/sys/fs/cgroup")
 
 
 def describe_environment() -> dict[str, Any]:
@@ -65,43 +66,6 @@ def cpu_model(cpuinfo: Path = Path("/proc/cpuinfo")) -> str | None:
         if match:
             return match.group(1).strip()
     return platform.processor() or platform.machine() or None
-
-
-def cgroup_cpu_limit(root: Path = _CGROUPS, own: Path = Path("/proc/self/cgroup")) -> float | None:
-    """Return the container's CPU limit in cores, or None without one; the tightest of the groups we are in.
-
-    Version 2 writes ``cpu.max`` ("quota period" or "max period"), version 1 ``cpu.cfs_quota_us`` (-1: no limit).
-    """
-    limits: list[float] = []
-    for folder in _own_groups(root, own):
-        with contextlib.suppress(OSError, ValueError, ZeroDivisionError):
-            quota, period = (folder / "cpu.max").read_text("utf-8").split()
-            if quota != "max":
-                limits.append(int(quota) / int(period))
-        with contextlib.suppress(OSError, ValueError, ZeroDivisionError):
-            quota_us = int((folder / "cpu.cfs_quota_us").read_text("utf-8"))
-            if quota_us > 0:
-                limits.append(quota_us / int((folder / "cpu.cfs_period_us").read_text("utf-8")))
-    return round(min(limits), 3) if limits else None
-
-
-def _own_groups(root: Path, own: Path) -> list[Path]:
-    """Return the folders of the groups of this process and their parents; inside a container often the root itself."""
-    try:
-        lines = own.read_text("utf-8").splitlines()
-    except OSError:
-        lines = []
-    starts = {root, root / "cpu", root / "cpu,cpuacct"}
-    for line in lines:
-        _, _, rest = line.partition(":")
-        controllers, _, path = rest.partition(":")
-        base = root / controllers if controllers else root
-        here = base / path.lstrip("/")
-        while here != base and here.is_relative_to(base):
-            starts.add(here)
-            here = here.parent
-        starts.add(base)
-    return sorted(starts)
 
 
 def parse_gpus(answer: str) -> list[dict[str, Any]]:

@@ -144,7 +144,8 @@ def _launch(
             files.append((model, name, worker))
         _write_private(instance.folder / "config.properties", config_properties(settings, ports, instance, files))
         _write_private(instance.folder / "log4j2.xml", log4j_config(instance.log_folder))
-        process = spawn(instance, java, server_environment(settings, instance, temp_folder))
+        most = max((worker.min_workers for _, _, worker in models), default=1)
+        process = spawn(instance, java, server_environment(settings, instance, temp_folder, most))
     except BaseException:
         instance.clean()
         with contextlib.suppress(OSError):

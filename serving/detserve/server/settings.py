@@ -15,8 +15,11 @@ from dethandlers.entry import LOG_LEVEL_VARIABLE
 from detserve.errors import ServerError
 from detserve.instance import FOLDER_VARIABLE, Instance, Ports, ServedModel
 from detserve.server.archives import ModelSettings
+from detserve.server.capacity import capacity
 
 Device = Literal["auto", "cpu", "gpu"]
+
+_THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
 
 @dataclass(frozen=True)
@@ -29,8 +32,10 @@ class ServerSettings:
         max_request_bytes: TorchServe applies the limit to responses too.
         response_timeout_s: for archives that do not set one.
         device: ``cpu`` hides the GPUs from the workers, ``gpu`` insists on one, ``auto`` takes what is there.
-        threads_per_worker: OMP_NUM_THREADS and MKL_NUM_THREADS of each worker; None leaves the environment's.
-        workers, batch_size, max_batch_delay_ms: win over what the archives say; None leaves theirs.
+        threads_per_worker: OMP_NUM_THREADS and MKL_NUM_THREADS of each worker; None takes the environment's, else
+            on a CPU shares the cores out among a model's workers.
+        workers, batch_size, max_batch_delay_ms: win over what the archives say; None leaves theirs, and what suits the
+            machine (`detserve.server.capacity`) where an archive does not say.
         token_minutes: how long a token is valid.
         worker_log: at INFO TorchServe's worker writes two lines a request, which its frontend reads and parses: a
             noticeable part of a small model's throughput.
@@ -64,7 +69,15 @@ class ServerSettings:
 
     def model_defaults(self) -> ModelSettings:
         """Return what an archive is served with when it does not say."""
-        return ModelSettings(response_timeout_s=self.response_timeout_s, startup_timeout_s=self.startup_timeout_s)
+        fitting = capacity(self.device)
+        return ModelSettings(
+            min_workers=fitting.workers,
+            max_workers=fitting.workers,
+            batch_size=fitting.batch_size,
+            max_batch_delay_ms=fitting.max_batch_delay_ms,
+            response_timeout_s=self.response_timeout_s,
+            startup_timeout_s=self.startup_timeout_s,
+        )
 
     def applied(self, model: ModelSettings) -> ModelSettings:
         """Return an archive's settings with those of this server that win over them."""
@@ -200,8 +213,13 @@ def log4j_config(log_folder: Path) -> str:
     return "\n".join(lines) + "\n"
 
 
-def server_environment(settings: ServerSettings, instance: Instance, temp_folder: Path) -> dict[str, str]:
+def server_environment(
+    settings: ServerSettings, instance: Instance, temp_folder: Path, workers: int = 1
+) -> dict[str, str]:
     """Return the environment of the server, which its workers inherit.
+
+    Args:
+        workers: of the model that has most; they share the cores.
 
     PYTHONPATH is dropped: TorchServe puts it before the archive's own folder, so that code lying around would win over
     the code that the archive pins. The variables that redirect TorchServe's configuration are dropped too.
@@ -223,6 +241,9 @@ def server_environment(settings: ServerSettings, instance: Instance, temp_folder
     }
     environment.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if settings.threads_per_worker is not None:
-        for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+        for name in _THREADS:
             environment[name] = str(settings.threads_per_worker)
+    elif not any(name in environment for name in _THREADS):
+        threads = capacity(settings.device).threads(workers)
+        environment |= {} if threads is None else dict.fromkeys(_THREADS, str(threads))
     return environment

@@ -13,6 +13,9 @@ from detserve.errors import DetserveError
 from dettools.evaluation.answers import Failure
 from dettools.evaluation.stream import Reply
 
+_BATCH_SIZE = 8
+"""Where neither the command line nor the spec says."""
+
 
 class RuntimeAnswerer:
     """The worker's detector in this process."""
@@ -20,7 +23,7 @@ class RuntimeAnswerer:
     concurrency = 1
 
     def __init__(self, detector: Detector, *, asked: Options, batch_size: int | None = None) -> None:
-        self.batch_size = batch_size or detector.spec.serving.batch_size
+        self.batch_size = batch_size or detector.spec.serving.batch_size or _BATCH_SIZE
         self.facts: Mapping[str, Any] = detector.describe()
         self.name = f"{detector.spec.name} {detector.spec.version} in process, runtime {self.facts['runtime']}"
         self.categories = detector.spec.categories
