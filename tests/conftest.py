@@ -45,7 +45,7 @@ def _served(archives: list[Path], name: str) -> Iterator[str]:
     from detserve.instance import Instance
 
     instance = Instance.named(name)
-    server.start(archives, server.ServerSettings(ports=None, workers=1), instance=instance, timeout_s=300)
+    server.start(archives, server.ServerSettings(ports=None, workers=1, warm_up_s=0), instance=instance, timeout_s=300)
     try:
         yield name
     finally:

@@ -4,6 +4,7 @@ It is copied to the root of each archive as the handler. TorchServe reports any 
 named 'ts.torch_handler…'", so everything of ours is imported inside `initialize`, where its own error is shown.
 """
 
+import gc
 import json
 import logging
 import os
@@ -87,6 +88,9 @@ class DetectionHandler:
         artefact = load_artefact(Path(properties["model_dir"]))
         serving = artefact.spec.serving
         self._detector = Detector(artefact, choose_device(serving.device, properties.get("gpu_id")))
+        # What is loaded stays: the collector need not look through the framework's objects again and again.
+        gc.collect()
+        gc.freeze()
         if serving.golden_check == "off":
             return
         drift = self._detector.check_golden()

@@ -91,4 +91,8 @@ def letterbox(image: torch.Tensor, settings: Preprocessing) -> Prepared:
         pixels = pixels.flip(0)
     canvas = pixels.new_full((3, input_height, input_width), settings.pad_value)
     canvas[:, : resized_size[0], : resized_size[1]] = pixels
-    return Prepared(normalise(canvas * settings.scale, settings.mean, settings.std), (height, width), resized_size)
+    if settings.scale != 1:
+        canvas *= settings.scale
+    if any(settings.mean) or any(value != 1 for value in settings.std):
+        canvas = normalise(canvas, settings.mean, settings.std)
+    return Prepared(canvas, (height, width), resized_size)

@@ -34,7 +34,8 @@ from detserve.server.settings import (
 )
 from detserve.server.status import ServerStatus, status
 from detserve.server.stop import end_strays, kill_server, stop
-from detserve.server.tokens import NotAnsweringError
+from detserve.server.tokens import NotAnsweringError, token
+from detserve.server.warm_up import warm_up
 from detserve.server.worker_log import LogFollower, StartupWatch
 
 _POLL_S = 0.05
@@ -75,6 +76,7 @@ def start(
                         _wait_ready(instance, state, process, time.monotonic() + timeout_s, interrupts, on_progress)
                         instance.write(replace(state, ready=True))
                         started = status(instance)
+                        _warm_up(instance, state, started, settings, on_progress)
                     break
                 except PortTakenError:
                     if settings.ports is not None or attempt == _PORT_TRIES:
@@ -238,6 +240,20 @@ def _wait_ready(
                 raise too_slow(instance, waiting)
             if waiting:
                 time.sleep(_POLL_S)
+
+
+def _warm_up(
+    instance: Instance,
+    state: InstanceState,
+    started: ServerStatus,
+    settings: ServerSettings,
+    on_progress: Callable[[str], None],
+) -> None:
+    ours = [model.name for model in started.models if "categories" in (model.reported or {})]
+    if ours and settings.warm_up_s:
+        on_progress("warming up")
+        inference = token(instance, "inference").value if state.token_auth else None
+        warm_up(state, inference, list(dict.fromkeys(ours)), settings.warm_up_s)
 
 
 def _answers(management: Management, model: ServedModel, watch: StartupWatch) -> bool:

@@ -39,6 +39,8 @@ class ServerSettings:
         token_minutes: how long a token is valid.
         worker_log: at INFO TorchServe's worker writes two lines a request, which its frontend reads and parses: a
             noticeable part of a small model's throughput.
+        warm_up_s: how long a server that could answer is asked questions before it is called ready
+            (`detserve.server.warm_up`).
     """
 
     host: str = "127.0.0.1"
@@ -55,6 +57,7 @@ class ServerSettings:
     batch_size: int | None = None
     max_batch_delay_ms: int | None = None
     worker_log: Literal["INFO", "WARNING"] = "WARNING"
+    warm_up_s: float = 3.0
 
     def __post_init__(self) -> None:
         for name in ("max_request_bytes", "job_queue_size", "response_timeout_s", "startup_timeout_s"):
@@ -64,6 +67,8 @@ class ServerSettings:
                 _at_least_one(name, getattr(self, name))
         if self.max_batch_delay_ms is not None and self.max_batch_delay_ms < 0:
             raise ServerError(f"Got max_batch_delay_ms={self.max_batch_delay_ms}; expected 0 or more.")
+        if self.warm_up_s < 0:
+            raise ServerError(f"Got warm_up_s={self.warm_up_s}; expected 0 or more.")
         if self.token_minutes <= 0:
             raise ServerError(f"Got token_minutes={self.token_minutes}; expected more than 0.")
 

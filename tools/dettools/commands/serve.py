@@ -41,6 +41,9 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     start.add_argument("--max-request-bytes", type=int, default=20_000_000, metavar="N")
     start.add_argument("--job-queue-size", type=int, default=1000, metavar="N")
     start.add_argument("--response-timeout", type=int, default=120, metavar="S", help="for archives that set none")
+    start.add_argument(
+        "--warm-up", type=float, default=3.0, metavar="S", help="before it is called ready (default: 3 s)"
+    )
     start.add_argument("--token-minutes", type=float, default=60.0, metavar="MIN", help="how long a token is valid")
     start.add_argument(
         "--no-token", action="store_true", help="no token authorisation: everybody who can connect may ask"
@@ -187,6 +190,7 @@ def _settings(args: argparse.Namespace) -> "ServerSettings":
         device=args.device,
         threads_per_worker=args.threads_per_worker,
         workers=args.workers,
+        warm_up_s=args.warm_up,
         batch_size=args.batch_size,
         max_batch_delay_ms=args.max_batch_delay_ms,
     )
