@@ -121,12 +121,9 @@ def _measure(
         ports=None, device="cpu", workers=args.workers, threads_per_worker=args.threads, job_queue_size=100
     )
     instance = Instance.named("ceiling")
-    names = {
-        f"in process, {count} threads, batch {size}": (count, size) for count, size in _settings(threads, fitting.cores)
-    }
-    turns: dict[str, list[Turn]] = {
-        name: [] for name in [*names, "served, concurrency 1", f"served, concurrency {CONCURRENCY}"]
-    }
+    names = {_name(count, size): (count, size) for count, size in _settings(threads, fitting.cores)}
+    served = {f"served, concurrency {concurrency}": concurrency for concurrency in (1, CONCURRENCY)}
+    turns: dict[str, list[Turn]] = {name: [] for name in [*names, *served]}
     with ExitStack() as stack:
         local = {count: stack.enter_context(_in_process(archive, count, images)) for count, _ in names.values()}
         state = server.start([archive], settings, instance=instance, timeout_s=300)
@@ -248,17 +245,21 @@ def _served(url: str, model: str, token: str, images: Sequence[bytes], concurren
 def to_markdown(results: Sequence[Result], environment: dict[str, Any], images: str, args: argparse.Namespace) -> str:
     """Return the page."""
     cpu, packages = environment["cpu"], environment["packages"]
+    about = (
+        f"{environment['date'][:10]}, {cpu['model']}, {cpu['usable_cores']} cores, torch {packages.get('torch')}, "
+        f"onnxruntime {packages.get('onnxruntime')}, Java {(environment['java'] or {}).get('version')}"
+    )
     lines = [
         "# Served beside the in-process ceiling",
         "",
-        "Written by `make ceiling` (benchmarks/ceiling.py). In process: the worker's own code on the same archive, from",
-        "decoding to JSON text. Served: REST, JPEG bodies, token, closed loop, the client on the same cores.",
+        "Written by `make ceiling` (benchmarks/ceiling.py). In process: the worker's own code on the same archive,",
+        "from decoding to JSON text. Served: REST, JPEG bodies, token, closed loop, the client on the same cores.",
         "",
         *([args.note, ""] if args.note else []),
-        f"- {environment['date'][:10]}, {cpu['model']}, {cpu['usable_cores']} cores, torch {packages.get('torch')}, "
-        f"onnxruntime {packages.get('onnxruntime')}, Java {(environment['java'] or {}).get('version')}",
+        f"- {about}",
         f"- {images}; {args.rounds} rounds of {args.seconds:g} s turns; median (least–greatest)",
     ]
+    p50 = "p50 served at concurrency 1 − p50 in process with a worker's threads, batch 1"
     for result in results:
         lines += [
             "",
@@ -281,8 +282,7 @@ def to_markdown(results: Sequence[Result], environment: dict[str, Any], images: 
         lines += [
             "",
             f"- served at concurrency {CONCURRENCY} ÷ ceiling: **{_spread(result.ratios, 2)}**",
-            "- p50 served at concurrency 1 − p50 in process with a worker's threads, batch 1: "
-            f"**{_spread(result.overheads_ms)} ms**",
+            f"- {p50}: **{_spread(result.overheads_ms)} ms**",
         ]
     return "\n".join(lines) + "\n"
 
