@@ -11,7 +11,7 @@ OUT ?= out/demo
 READY := $(VENV)/.detserve-ready
 EXTRAS ?= onnx,dev
 
-.PHONY: help env demo serve test lint pytest gpu peers clean
+.PHONY: ceiling help env demo serve test lint pytest gpu peers clean
 .DEFAULT_GOAL := help
 
 help:  ## show this list
@@ -47,6 +47,9 @@ gpu: $(READY)  ## the tests that need a CUDA device
 
 peers: $(READY)  ## our server beside others, about 25 minutes; writes benchmarks/PEERS.md
 	$(BIN)/python benchmarks/peers/run.py
+
+ceiling: $(READY)  ## the demo model served beside itself in process; benchmarks/CEILING.md, 5 minutes
+	$(BIN)/python benchmarks/ceiling.py
 
 clean:  ## remove what the build and the tests made, and keep the environment
 	rm -rf out build dist .pytest_cache .mypy_cache .ruff_cache

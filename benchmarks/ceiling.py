@@ -15,7 +15,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from multiprocessing.connection import Connection
@@ -46,6 +46,7 @@ class Result:
         ceiling: the in-process setting with the highest median rate.
         ratios: served at concurrency 8 ÷ the ceiling, round by round.
         overheads_ms: p50 served at concurrency 1 − p50 in process, batch size 1 and a worker's threads, round by round.
+        plain_overheads_ms: the same against a process with no more in its environment than the number of threads.
     """
 
     model: str
@@ -56,6 +57,7 @@ class Result:
     ceiling: str
     ratios: list[float]
     overheads_ms: list[float]
+    plain_overheads_ms: list[float]
 
 
 def parser() -> argparse.ArgumentParser:
@@ -110,6 +112,7 @@ def _measure(
     from detserve.archive import build_archive
     from detserve.instance import Instance
     from detserve.server.capacity import capacity
+    from detserve.server.settings import WORKER_DEFAULTS
     from detserve.spec import load_spec
 
     spec = load_spec(spec_path)
@@ -122,10 +125,13 @@ def _measure(
     )
     instance = Instance.named("ceiling")
     names = {_name(count, size): (count, size) for count, size in _settings(threads, fitting.cores)}
+    plain = f"{_name(threads, 1)}, plain environment"
     served = {f"served, concurrency {concurrency}": concurrency for concurrency in (1, CONCURRENCY)}
-    turns: dict[str, list[Turn]] = {name: [] for name in [*names, *served]}
+    turns: dict[str, list[Turn]] = {name: [] for name in [*names, plain, *served]}
     with ExitStack() as stack:
-        local = {count: stack.enter_context(_in_process(archive, count, images)) for count, _ in names.values()}
+        worker = WORKER_DEFAULTS
+        local = {count: stack.enter_context(_in_process(archive, count, images, worker)) for count, _ in names.values()}
+        bare = stack.enter_context(_in_process(archive, threads, images, {}))
         state = server.start([archive], settings, instance=instance, timeout_s=300)
         stack.callback(server.stop, instance)
         token = server.token(instance, "inference").value
@@ -133,6 +139,7 @@ def _measure(
         for number in range(args.rounds):
             for name, (count, size) in names.items():
                 turns[name].append(_ask(local[count], size, args.seconds))
+            turns[plain].append(_ask(bare, 1, args.seconds))
             for name, concurrency in served.items():
                 turns[name].append(_served(state.inference_url, spec.name, token, images, concurrency, args.seconds))
             last = ", ".join(f"{name}: {kept[-1].rate:.1f}/s {kept[-1].p50_ms:.1f} ms" for name, kept in turns.items())
@@ -153,7 +160,7 @@ def _result(model: str, runs: str, workers: int, threads: int, turns: dict[str, 
     rates = {name: statistics.median(turn.rate for turn in kept) for name, kept in turns.items()}
     ceiling = max((name for name in turns if name.startswith("in process")), key=lambda name: rates[name])
     served, alone = turns[f"served, concurrency {CONCURRENCY}"], turns["served, concurrency 1"]
-    same = turns[_name(threads, 1)]
+    same, plain = turns[_name(threads, 1)], turns[f"{_name(threads, 1)}, plain environment"]
     return Result(
         model,
         runs,
@@ -163,16 +170,20 @@ def _result(model: str, runs: str, workers: int, threads: int, turns: dict[str, 
         ceiling,
         [mine.rate / theirs.rate for mine, theirs in zip(served, turns[ceiling], strict=True)],
         [mine.p50_ms - theirs.p50_ms for mine, theirs in zip(alone, same, strict=True)],
+        [mine.p50_ms - theirs.p50_ms for mine, theirs in zip(alone, plain, strict=True)],
     )
 
 
 @contextmanager
-def _in_process(archive: Path, threads: int, images: Sequence[bytes]) -> Iterator[Connection]:
-    """A process with the worker's detector that waits to be asked; its environment is that of a worker."""
+def _in_process(
+    archive: Path, threads: int, images: Sequence[bytes], environment: Mapping[str, str]
+) -> Iterator[Connection]:
+    """A process with the worker's detector that waits to be asked."""
     context = multiprocessing.get_context("spawn")
     mine, theirs = context.Pipe()
-    before = {name: os.environ.get(name) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OMP_WAIT_POLICY")}
-    os.environ |= {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"}
+    wanted = {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads), **environment}
+    before = {name: os.environ.get(name) for name in wanted}
+    os.environ |= wanted
     process = context.Process(target=_work, args=(theirs, archive, threads, list(images)), daemon=True)
     process.start()
     for name, value in before.items():
@@ -253,7 +264,8 @@ def to_markdown(results: Sequence[Result], environment: dict[str, Any], images: 
         "# Served beside the in-process ceiling",
         "",
         "Written by `make ceiling` (benchmarks/ceiling.py). In process: the worker's own code on the same archive,",
-        "from decoding to JSON text. Served: REST, JPEG bodies, token, closed loop, the client on the same cores.",
+        "from decoding to JSON text, in a worker's environment (threads sleep, memory is kept). Served: REST,",
+        "JPEG bodies, token, closed loop, the client on the same cores.",
         "",
         *([args.note, ""] if args.note else []),
         f"- {about}",
@@ -283,6 +295,7 @@ def to_markdown(results: Sequence[Result], environment: dict[str, Any], images: 
             "",
             f"- served at concurrency {CONCURRENCY} ÷ ceiling: **{_spread(result.ratios, 2)}**",
             f"- {p50}: **{_spread(result.overheads_ms)} ms**",
+            f"- the same in a plain environment: {_spread(result.plain_overheads_ms)} ms",
         ]
     return "\n".join(lines) + "\n"
 

@@ -20,6 +20,15 @@ from detserve.server.capacity import capacity
 Device = Literal["auto", "cpu", "gpu"]
 
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
+WORKER_DEFAULTS = {
+    # Threads that spin while they wait take the cores from the server and from the other workers.
+    "OMP_WAIT_POLICY": "PASSIVE",
+    # glibc gives a large block back to the kernel as soon as it is free, and the next image pays for its pages again:
+    # a quarter of the demo model's latency (benchmarks/README.md). Blocks over 32 MB are still given back at once.
+    "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
+    "MALLOC_TRIM_THRESHOLD_": str(256 << 20),
+}
+"""What a worker's environment gets unless the user has set it."""
 
 
 @dataclass(frozen=True)
@@ -244,7 +253,8 @@ def server_environment(
         "PYTHONUNBUFFERED": "1",  # the last words of a worker that dies must reach the log
         FOLDER_VARIABLE: str(instance.folder),
     }
-    environment.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    for name, value in WORKER_DEFAULTS.items():
+        environment.setdefault(name, value)
     if settings.threads_per_worker is not None:
         for name in _THREADS:
             environment[name] = str(settings.threads_per_worker)
