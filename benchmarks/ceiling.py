@@ -4,7 +4,9 @@
             └► detserve serve start, its defaults                          ─┴► short turns in rounds ─► CEILING.md
 
 Only one of them works at a time, each turn is a few seconds, and the turns go round and round: what the machine does
-meanwhile hits all alike. The ratio and the difference are taken within a round; medians and spread are over the rounds.
+meanwhile hits all alike. The ratio is taken within a round; medians and spread are over the rounds. What serving adds
+to one request is a small difference of two noisy figures: it has short turns of its own, in process and served in turns
+(A B B A …), and is taken between neighbours.
 """
 
 import argparse
@@ -25,6 +27,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 BATCH_SIZES = (1, 4, 8)
 CONCURRENCY = 8
+_PAIRED_S = 2.0
 
 
 @dataclass(frozen=True)
@@ -45,8 +48,7 @@ class Result:
         turns: what ran to its turns, in the order of the rounds.
         ceiling: the in-process setting with the highest median rate.
         ratios: served at concurrency 8 ÷ the ceiling, round by round.
-        overheads_ms: p50 served at concurrency 1 − p50 in process, batch size 1 and a worker's threads, round by round.
-        plain_overheads_ms: the same against a process with no more in its environment than the number of threads.
+        overheads_ms: p50 served at concurrency 1 − p50 in process, batch size 1 and a worker's threads, pair by pair.
     """
 
     model: str
@@ -57,7 +59,6 @@ class Result:
     ceiling: str
     ratios: list[float]
     overheads_ms: list[float]
-    plain_overheads_ms: list[float]
 
 
 def parser() -> argparse.ArgumentParser:
@@ -67,6 +68,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--images", type=Path, help="folder of JPEGs (default: 32 generated scenes)")
     made.add_argument("--rounds", type=int, default=8, help="default: %(default)s")
     made.add_argument("--seconds", type=float, default=4.0, help="of each turn (default: %(default)s)")
+    made.add_argument("--pairs", type=int, default=16, help="of neighbouring turns, for the latency (default: 16)")
     made.add_argument("--workers", type=int, help="of the server (default: its own choice)")
     made.add_argument("--threads", type=int, help="of each worker (default: the server's choice)")
     made.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "CEILING.md", help="default: %(default)s")
@@ -125,13 +127,11 @@ def _measure(
     )
     instance = Instance.named("ceiling")
     names = {_name(count, size): (count, size) for count, size in _settings(threads, fitting.cores)}
-    plain = f"{_name(threads, 1)}, plain environment"
     served = {f"served, concurrency {concurrency}": concurrency for concurrency in (1, CONCURRENCY)}
-    turns: dict[str, list[Turn]] = {name: [] for name in [*names, plain, *served]}
+    turns: dict[str, list[Turn]] = {name: [] for name in [*names, *served]}
     with ExitStack() as stack:
         worker = WORKER_DEFAULTS
         local = {count: stack.enter_context(_in_process(archive, count, images, worker)) for count, _ in names.values()}
-        bare = stack.enter_context(_in_process(archive, threads, images, {}))
         state = server.start([archive], settings, instance=instance, timeout_s=300)
         stack.callback(server.stop, instance)
         token = server.token(instance, "inference").value
@@ -139,12 +139,21 @@ def _measure(
         for number in range(args.rounds):
             for name, (count, size) in names.items():
                 turns[name].append(_ask(local[count], size, args.seconds))
-            turns[plain].append(_ask(bare, 1, args.seconds))
             for name, concurrency in served.items():
                 turns[name].append(_served(state.inference_url, spec.name, token, images, concurrency, args.seconds))
             last = ", ".join(f"{name}: {kept[-1].rate:.1f}/s {kept[-1].p50_ms:.1f} ms" for name, kept in turns.items())
             print(f"{spec.name}, round {number + 1} of {args.rounds}: {last}", file=sys.stderr, flush=True)
-    return _result(spec.name, f"{spec.runtime} on the CPU", workers, threads, turns)
+        pairs = []
+        for number in range(args.pairs):
+            asking = [
+                lambda: _ask(local[threads], 1, _PAIRED_S),
+                lambda: _served(state.inference_url, spec.name, token, images, 1, _PAIRED_S),
+            ]
+            if number % 2:
+                pairs.append(tuple(ask() for ask in reversed(asking))[::-1])
+            else:
+                pairs.append(tuple(ask() for ask in asking))
+    return _result(spec.name, f"{spec.runtime} on the CPU", workers, threads, turns, pairs)
 
 
 def _settings(threads: int, cores: int) -> list[tuple[int, int]]:
@@ -156,11 +165,17 @@ def _name(threads: int, batch_size: int) -> str:
     return f"in process, {threads} thread{'s' if threads > 1 else ''}, batch {batch_size}"
 
 
-def _result(model: str, runs: str, workers: int, threads: int, turns: dict[str, list[Turn]]) -> Result:
+def _result(
+    model: str,
+    runs: str,
+    workers: int,
+    threads: int,
+    turns: dict[str, list[Turn]],
+    pairs: Sequence[Sequence[Turn]],
+) -> Result:
     rates = {name: statistics.median(turn.rate for turn in kept) for name, kept in turns.items()}
     ceiling = max((name for name in turns if name.startswith("in process")), key=lambda name: rates[name])
-    served, alone = turns[f"served, concurrency {CONCURRENCY}"], turns["served, concurrency 1"]
-    same, plain = turns[_name(threads, 1)], turns[f"{_name(threads, 1)}, plain environment"]
+    served = turns[f"served, concurrency {CONCURRENCY}"]
     return Result(
         model,
         runs,
@@ -169,8 +184,7 @@ def _result(model: str, runs: str, workers: int, threads: int, turns: dict[str, 
         turns,
         ceiling,
         [mine.rate / theirs.rate for mine, theirs in zip(served, turns[ceiling], strict=True)],
-        [mine.p50_ms - theirs.p50_ms for mine, theirs in zip(alone, same, strict=True)],
-        [mine.p50_ms - theirs.p50_ms for mine, theirs in zip(alone, plain, strict=True)],
+        [mine.p50_ms - theirs.p50_ms for theirs, mine in pairs],
     )
 
 
@@ -294,10 +308,15 @@ def to_markdown(results: Sequence[Result], environment: dict[str, Any], images: 
         lines += [
             "",
             f"- served at concurrency {CONCURRENCY} ÷ ceiling: **{_spread(result.ratios, 2)}**",
-            f"- {p50}: **{_spread(result.overheads_ms)} ms**",
-            f"- the same in a plain environment: {_spread(result.plain_overheads_ms)} ms",
+            f"- {p50}, {len(result.overheads_ms)} pairs of {_PAIRED_S:g} s turns: "
+            + f"**{_quartiles(result.overheads_ms)} ms**",
         ]
     return "\n".join(lines) + "\n"
+
+
+def _quartiles(values: Sequence[float]) -> str:
+    first, median, third = statistics.quantiles(values, n=4, method="inclusive")
+    return f"{median:.1f} (quartiles {first:.1f} and {third:.1f})"
 
 
 def _spread(values: Sequence[float], digits: int = 1) -> str:
