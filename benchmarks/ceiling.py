@@ -308,8 +308,7 @@ def to_markdown(results: Sequence[Result], environment: dict[str, Any], images: 
         lines += [
             "",
             f"- served at concurrency {CONCURRENCY} ÷ ceiling: **{_spread(result.ratios, 2)}**",
-            f"- {p50}, {len(result.overheads_ms)} pairs of {_PAIRED_S:g} s turns: "
-            + f"**{_quartiles(result.overheads_ms)} ms**",
+            f"- {p50}, {len(result.overheads_ms)} pairs of {_PAIRED_S:g} s: **{_quartiles(result.overheads_ms)} ms**",
         ]
     return "\n".join(lines) + "\n"
 

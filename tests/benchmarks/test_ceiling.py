@@ -53,7 +53,7 @@ def test_the_page_says_it(ceiling, result):
 
     assert "| in process, 2 threads, batch 4 ← ceiling | 30.0 (25.0–40.0) | 130.0 (100.0–160.0) |" in page
     assert "served at concurrency 8 ÷ ceiling: **0.90 (0.90–1.20)**" in page
-    assert "3 pairs of 2 s turns: **3.0 (quartiles 2.5 and 3.2) ms**" in page
+    assert "3 pairs of 2 s: **3.0 (quartiles 2.5 and 3.2) ms**" in page
     assert "Noted." in page
 
 
