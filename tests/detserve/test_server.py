@@ -22,7 +22,7 @@ from detserve.server.worker_log import busy_workers
 from dettools.commands import serve as serve_command
 from throwaway import build, failing
 
-FREE = server.ServerSettings(ports=None)
+FREE = server.ServerSettings(ports=None, warm_up_s=0.5)
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +43,7 @@ def running(state_dir, tmp_path_factory):
     status = server.start([build(store)], FREE, on_progress=phases.append)
     yield status
     assert server.stop().was_running
-    assert phases == ["starting TorchServe", "loading echo 1.0"]
+    assert phases == ["starting TorchServe", "loading echo 1.0", "warming up"]
 
 
 def nothing_is_left(instance: Instance) -> None:

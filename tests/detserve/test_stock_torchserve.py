@@ -133,7 +133,8 @@ def wait_for_worker(process: subprocess.Popen[bytes], address: str, folder: Path
     while time.monotonic() < until and process.poll() is None:
         with contextlib.suppress(requests.RequestException, ValueError, LookupError):
             (model,) = requests.get(address, timeout=5).json()
-            if [worker["status"] for worker in model["workers"]] == ["READY"]:
+            # The archive leaves the number of workers open; a stock TorchServe starts one a core.
+            if {worker["status"] for worker in model["workers"]} == {"READY"}:
                 return
         time.sleep(0.3)
     raise AssertionError((folder / "console.log").read_text(errors="replace")[-6000:])

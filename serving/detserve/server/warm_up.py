@@ -13,7 +13,7 @@ from detserve.async_client import AsyncClient, Target
 from detserve.instance import InstanceState
 
 _AT_ONCE = 4
-_BODY = bytes(100_000)
+_BODY_BYTES = 100_000
 
 
 def warm_up(state: InstanceState, token: str | None, models: Sequence[str], seconds: float) -> int:
@@ -29,18 +29,19 @@ def warm_up(state: InstanceState, token: str | None, models: Sequence[str], seco
 
 async def _ask(state: InstanceState, token: str | None, models: Sequence[str], seconds: float) -> int:
     counts = []
+    body = bytes(min(_BODY_BYTES, state.max_request_bytes // 2))
     for model in models:
         target = Target(state.inference_url, f"/predictions/{model}", headers={"describe": "True"}, token=token)
         end = time.monotonic() + seconds / len(models)
         async with AsyncClient(target, timeout_s=10.0) as client:
-            counts += await asyncio.gather(*(_keep_asking(client, end) for _ in range(_AT_ONCE)))
+            counts += await asyncio.gather(*(_keep_asking(client, body, end) for _ in range(_AT_ONCE)))
     return sum(counts)
 
 
-async def _keep_asking(client: AsyncClient, end: float) -> int:
+async def _keep_asking(client: AsyncClient, body: bytes, end: float) -> int:
     count = 0
     while time.monotonic() < end:
-        reply = await client.send(_BODY)
+        reply = await client.send(body)
         if reply.error:
             # It is a courtesy: whatever is wrong will be told to whoever asks in earnest.
             break
