@@ -156,9 +156,11 @@ class GrpcClient:
     def _send(self, request: Any) -> Any:
         renewed = False
         while True:
-            if self._token is None and self._source is not None:
-                self._token = self._source() if callable(self._source) else self._source
-            metadata = [("authorization", f"Bearer {self._token}")] if self._token else []
+            token = self._token
+            if token is None and self._source is not None:
+                token = self._source() if callable(self._source) else self._source
+                self._token = token
+            metadata = [("authorization", f"Bearer {token}")] if token else []
             try:
                 return self._call(request, timeout=self.timeout_s, metadata=metadata)
             except grpc.RpcError as error:

@@ -67,6 +67,7 @@ def test_what_is_left_open_suits_the_machine(monkeypatch, cores, gpus, device, e
     """One worker a core, with the cores shared out; on GPUs one worker each, and batches."""
     monkeypatch.setattr(capacity, "usable_cores", lambda: cores)
     monkeypatch.setattr(capacity, "gpu_count", lambda: gpus)
+    monkeypatch.setattr(capacity, "available_memory", lambda: 64_000_000_000)
     fitting = capacity.capacity(device)
 
     assert (fitting.workers, fitting.batch_size, fitting.threads(fitting.workers)) == expected
@@ -92,3 +93,23 @@ def test_threads_are_the_users_else_the_cores_shared_out(monkeypatch, tmp_path):
 def test_a_gpu_hidden_from_cuda_does_not_count(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert capacity.gpu_count() == 0
+
+
+def test_workers_fit_into_the_memory(monkeypatch):
+    monkeypatch.setattr(capacity, "usable_cores", lambda: 8)
+    for gigabytes, workers in ((64, 8), (4, 2), (1, 1)):
+        monkeypatch.setattr(capacity, "available_memory", lambda size=gigabytes: size * 1_000_000_000)
+        assert capacity.capacity("cpu").workers == workers
+
+
+def test_only_the_gpus_that_cuda_sees_count(monkeypatch, tmp_path):
+    program = tmp_path / "nvidia-smi"
+    program.write_text('#!/bin/sh\nfor i in 0 1 2 3; do echo "GPU $i: NVIDIA H200"; done\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    for visible, count in ((None, 4), ("2", 1), ("0,3", 2), ("-1", 0)):
+        if visible is None:
+            monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+        else:
+            monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+        assert capacity.gpu_count() == count

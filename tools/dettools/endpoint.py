@@ -7,7 +7,7 @@ import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Self
 
-from detserve.errors import ClientError, EndpointError
+from detserve.errors import ClientError, DetserveError, EndpointError
 
 if TYPE_CHECKING:
     import argparse
@@ -38,7 +38,7 @@ class Endpoint:
 
     Attributes:
         instance: a server on this machine; None for the default one.
-        url: address of any other server instead; over gRPC ``host:port``.
+        url: address of any other server instead; over REST only.
         token: for ``url``.
     """
 
@@ -63,7 +63,12 @@ class Endpoint:
         """Return a REST client."""
         from detserve.client import Client
 
-        if self.url and self.protocol == "rest":
+        if self.url and self.protocol == "grpc":
+            raise DetserveError(
+                "Got --protocol grpc with --url; expected a server of this machine (--instance), which also tells over "
+                "REST what it serves. Ask the other one over REST."
+            )
+        if self.url:
             return Client(self.url, token=self.token, timeout_s=self.timeout_s)
         return Client.for_instance(self.instance, timeout_s=self.timeout_s)
 
@@ -71,8 +76,6 @@ class Endpoint:
         """Return a gRPC client."""
         from detserve.grpc_client import GrpcClient
 
-        if self.url:
-            return GrpcClient(self.url.removeprefix("http://"), self.token, timeout_s=self.timeout_s)
         return GrpcClient.for_instance(self.instance, timeout_s=self.timeout_s)
 
 

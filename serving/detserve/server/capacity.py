@@ -13,9 +13,12 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
+
 _CGROUPS = Path("/sys/fs/cgroup")
 _MOST_WORKERS = 8
-"""Each worker holds the framework and the model of its own: about half a gigabyte for a small one."""
+_WORKER_BYTES = 1_500_000_000
+"""Each worker holds the framework and the model of its own, 0.75 GB for a small one, and the images in its hands."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,8 @@ def capacity(device: str) -> Capacity:
     cores, gpus = usable_cores(), 0 if device == "cpu" else gpu_count()
     if gpus:
         return Capacity(cores, workers=gpus, batch_size=8, max_batch_delay_ms=5, gpus=gpus)
-    return Capacity(cores, workers=min(cores, _MOST_WORKERS), batch_size=1, max_batch_delay_ms=1, gpus=0)
+    workers = max(1, min(cores, _MOST_WORKERS, available_memory() // _WORKER_BYTES))
+    return Capacity(cores, workers=workers, batch_size=1, max_batch_delay_ms=1, gpus=0)
 
 
 def usable_cores() -> int:
@@ -60,13 +64,25 @@ def usable_cores() -> int:
 
 def gpu_count() -> int:
     """Return how many GPUs nvidia-smi finds, which TorchServe asks too; those hidden from CUDA do not count."""
-    if os.environ.get("CUDA_VISIBLE_DEVICES") in {"", "-1"}:
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible in {"", "-1"}:
         return 0
     try:
         answer = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=30, check=False)  # noqa: S607
     except (OSError, subprocess.TimeoutExpired):
         return 0
-    return sum(line.startswith("GPU ") for line in answer.stdout.splitlines()) if answer.returncode == 0 else 0
+    found = sum(line.startswith("GPU ") for line in answer.stdout.splitlines()) if answer.returncode == 0 else 0
+    return found if visible is None else min(found, len(visible.split(",")))
+
+
+def available_memory() -> int:
+    """Return the bytes that may be used: the machine's free memory, within the container's limit."""
+    free = int(psutil.virtual_memory().available)
+    limits = [free]
+    for name in ("memory.max", "memory/memory.limit_in_bytes"):
+        with contextlib.suppress(OSError, ValueError):
+            limits.append(int((_CGROUPS / name).read_text("utf-8")))
+    return min(limits)
 
 
 def cgroup_cpu_limit(root: Path = _CGROUPS, own: Path = Path("/proc/self/cgroup")) -> float | None:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import psutil
 
-from detserve.errors import ServerError
+from detserve.errors import DetserveError, ServerError
 from detserve.instance import Instance, InstanceState, ServedModel
 from detserve.mar import check_archive
 from detserve.server.archives import ArchiveFacts, ModelSettings, read_archive
@@ -77,6 +77,7 @@ def start(
                         instance.write(replace(state, ready=True))
                         started = status(instance)
                         _warm_up(instance, state, started, settings, on_progress)
+                        interrupts.check()
                     break
                 except PortTakenError:
                     if settings.ports is not None or attempt == _PORT_TRIES:
@@ -252,8 +253,10 @@ def _warm_up(
     ours = [model.name for model in started.models if "categories" in (model.reported or {})]
     if ours and settings.warm_up_s:
         on_progress("warming up")
-        inference = token(instance, "inference").value if state.token_auth else None
-        warm_up(state, inference, list(dict.fromkeys(ours)), settings.warm_up_s)
+        # A courtesy: what goes wrong here is told to whoever asks in earnest.
+        with contextlib.suppress(DetserveError):
+            inference = token(instance, "inference").value if state.token_auth else None
+            warm_up(state, inference, list(dict.fromkeys(ours)), settings.warm_up_s)
 
 
 def _answers(management: Management, model: ServedModel, watch: StartupWatch) -> bool:

@@ -8,6 +8,7 @@ worker answers without its network: what it is. They go the way of every predict
 import asyncio
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 from detserve.async_client import AsyncClient, Target
 from detserve.instance import InstanceState
@@ -24,7 +25,9 @@ def warm_up(state: InstanceState, token: str | None, models: Sequence[str], seco
     """
     if not models or seconds <= 0:
         return 0
-    return asyncio.run(_ask(state, token, models, seconds))
+    # In a thread of its own: the caller may have an event loop already.
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(asyncio.run, _ask(state, token, models, seconds)).result()
 
 
 async def _ask(state: InstanceState, token: str | None, models: Sequence[str], seconds: float) -> int:

@@ -33,7 +33,7 @@ def test_answers_come_back_bit_by_bit(tmp_path):
             assert np.array_equal(back.detections.labels, answer.detections.labels)
             assert back.detections.masks == answer.detections.masks
             assert (back.attempts, back.failure) == (answer.attempts, None)
-        assert journal.resumed == 3
+        assert journal.resumed == {1, 2, 3}
 
 
 def test_a_failed_image_stays_failed_and_is_no_empty_one(tmp_path):
@@ -46,7 +46,7 @@ def test_a_failed_image_stays_failed_and_is_no_empty_one(tmp_path):
         assert journal.answers[1].failure == Failure("timeout", "No answer", None)
         assert journal.answers[1].detections is None
         assert len(journal.answers[2].detections) == 0
-        assert journal.resumed == 1
+        assert journal.resumed == {2}
         assert journal.events == [Event(1.5, "a.jpg", "reset", None, "cut")]
 
 
@@ -95,3 +95,24 @@ def test_results_are_coco_results():
     assert coco_results([answer, Answer(8, "b.jpg", failure=Failure("x", "y"))], [None, 17]) == [
         {"image_id": 7, "category_id": 17, "bbox": [10, 20, 30, 40], "score": pytest.approx(0.9)}
     ]
+
+
+def test_a_finished_evaluation_is_not_gone_on_with(tmp_path):
+    """The endpoint may have changed since: the next run asks anew."""
+    path = tmp_path / "j.jsonl"
+    with open_journal(path, IDENTITY) as journal:
+        journal.add(Answer(1, "a.jpg", detections()))
+        journal.complete()
+
+    with open_journal(path, IDENTITY) as journal:
+        assert (journal.answers, journal.resumed, journal.events) == ({}, frozenset(), [])
+        journal.add(Answer(2, "b.jpg", detections()))
+    with open_journal(path, IDENTITY) as journal:
+        assert list(journal.answers) == [2]
+
+
+def test_labels_that_nobody_knows_are_no_category():
+    boxes = np.array([[10, 20, 40, 60]] * 3, np.float32)
+    answer = Answer(7, "a.jpg", Detections(boxes, np.array([0.9, 0.5, 0.4], np.float32), np.array([-1, 5, 0])))
+
+    assert [one["category_id"] for one in coco_results([answer], [3, 4])] == [3]

@@ -120,7 +120,7 @@ def test_a_server_that_is_gone_ends_the_run_with_what_was_answered_kept(truth, t
     back = Answering(truth)
     journal = run(truth, tmp_path, back)
     assert sorted(back.asked) == list(range(6, 13))
-    assert journal.resumed == 5
+    assert journal.resumed == {1, 2, 3, 4, 5}
     assert {one.image_id for one in journal.answers.values() if one.failure is None} == truth.image_ids
 
 
@@ -140,8 +140,8 @@ def test_an_interrupted_run_goes_on_where_it_was(truth, tmp_path):
     again = Answering(truth)
     journal = run(truth, tmp_path, again)
 
-    assert journal.resumed >= 4
-    assert len(again.asked) == 12 - journal.resumed
+    assert len(journal.resumed) >= 4
+    assert len(again.asked) == 12 - len(journal.resumed)
     assert set(journal.answers) == truth.image_ids
 
 
@@ -179,3 +179,34 @@ def test_an_image_without_a_file_fails_and_says_so(truth, tmp_path):
 )
 def test_only_what_is_safe_and_useful_is_sent_again(error, passes):
     assert may_pass(error) is passes
+
+
+def test_a_worker_that_never_comes_back_ends_the_run_instead_of_failing_every_image(truth, tmp_path):
+    dead = Answering(truth, {number: [RESTARTING] * 10_000 for number in range(3, 13)}, concurrency=2)
+    quick = RetryPolicy(patience_s=0.2, longest_wait_s=0.02)
+    files, _ = truth.image_files(tmp_path / "images")
+
+    with pytest.raises(EndpointLostError), open_journal(tmp_path / "out" / "answers.jsonl", {}) as journal:
+        stream(dead, truth.images, files, journal, retry=quick)
+
+    failed = [one for one in journal.answers.values() if one.failure]
+    assert len(failed) <= 2
+    assert len(journal.answers) <= 4
+
+
+def test_patience_counts_from_the_first_error_and_not_from_the_first_attempt(truth, tmp_path):
+    """An attempt that timed out after longer than the patience is still followed by another."""
+
+    class Slow(Answering):
+        def ask(self, images):
+            if self._number(images[0]) == 4 and 4 not in self.asked:
+                self.asked.append(4)
+                time.sleep(0.4)
+                raise ClientError("late", type="timeout")
+            return super().ask(images)
+
+    files, _ = truth.image_files(tmp_path / "images")
+    with open_journal(tmp_path / "out" / "answers.jsonl", {}) as journal:
+        stream(Slow(truth), truth.images, files, journal, retry=RetryPolicy(patience_s=0.3, longest_wait_s=0.02))
+
+    assert (journal.answers[4].failure, journal.answers[4].attempts) == (None, 2)

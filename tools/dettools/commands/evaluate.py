@@ -138,7 +138,7 @@ def _request(args: argparse.Namespace) -> Request:
         model=args.model,
         images=args.images,
         annotations=args.annotations,
-        out=args.out or Path("out") / "evaluate" / Path(args.model).stem,
+        out=args.out or Path("out") / "evaluate" / Path(args.model).name,
         endpoint=None if local else Endpoint.of(args),
         model_store=args.model_store or default_model_store(),
         against=args.against,

@@ -102,7 +102,7 @@ def _described(client: Client, model: str, version: str | None, patience_s: floa
     waiting = tenacity.Retrying(
         retry=tenacity.retry_if_exception(may_pass),
         wait=tenacity.wait_fixed(0.5),
-        stop=tenacity.stop_after_delay(patience_s),
+        stop=tenacity.stop_after_delay(patience_s) & tenacity.stop_after_attempt(2),
         reraise=True,
     )
     try:

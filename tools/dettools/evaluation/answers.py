@@ -140,13 +140,13 @@ class Journal:
     Attributes:
         answers: image id to its answer, of earlier runs and of this one.
         events: what was got over, in earlier runs and in this one.
-        resumed: how many answers an earlier run left.
+        resumed: the images that an earlier, interrupted run had answered.
     """
 
     def __init__(self, stream: TextIO, answers: dict[int, Answer], events: list[Event]) -> None:
         self.answers = answers
         self.events = events
-        self.resumed = sum(answer.failure is None for answer in answers.values())
+        self.resumed = frozenset(one.image_id for one in answers.values() if one.failure is None)
         self._stream = stream
 
     def add(self, answer: Answer) -> None:
@@ -158,6 +158,10 @@ class Journal:
         """Keep an event."""
         self.events.append(event)
         self._write(event.to_json())
+
+    def complete(self) -> None:
+        """Say that this evaluation is over: the next one asks anew."""
+        self._write({"complete": True})
 
     def _write(self, line: Mapping[str, Any]) -> None:
         self._stream.write(json.dumps(line) + "\n")
@@ -205,6 +209,11 @@ def _read(path: Path, identity: Mapping[str, Any], answers: dict[int, Answer], e
         _require_same(path, header["identity"] if header.get("journal") == _FORMAT else None, identity)
         for text in lines[1:]:
             line = json.loads(text)
+            if line.get("complete"):
+                # What was finished is not gone on with: the endpoint may have changed since.
+                answers.clear()
+                events.clear()
+                return 0
             if "event" in line:
                 events.append(Event.from_json(line))
             else:
@@ -231,6 +240,11 @@ def _require_same(path: Path, got: Any, expected: Mapping[str, Any]) -> None:
         )
 
 
+def category_of(label: int, category_ids: Sequence[int | None]) -> int | None:
+    """Return the data set's category id of a label; None for one that neither knows."""
+    return category_ids[label] if 0 <= label < len(category_ids) else None
+
+
 def coco_results(answers: Sequence[Answer], category_ids: Sequence[int | None]) -> list[dict[str, Any]]:
     """Return COCO results: one object per detection, ``bbox`` as xywh px.
 
@@ -245,7 +259,7 @@ def coco_results(answers: Sequence[Answer], category_ids: Sequence[int | None]) 
             continue
         boxes = found.boxes_xyxy.astype(np.float64)
         for place, label in enumerate(found.labels.tolist()):
-            category_id = category_ids[label] if label < len(category_ids) else None
+            category_id = category_of(label, category_ids)
             if category_id is None:
                 continue
             x1, y1, x2, y2 = boxes[place].tolist()

@@ -92,9 +92,9 @@ class Certificate:
         )
         bound = f"±{100 * self.margin:g} AP at {100 * self.confidence:g} %"
         return {
-            "equivalent": f"served = reference within {bound}: {got}",
-            "different": f"served ≠ reference: beyond {bound}: {got}",
-            "undecided": f"not shown to be within {bound}: {got}. More images decide it",
+            "equivalent": f"{self.iou_type}: served = reference within {bound}: {got}",
+            "different": f"{self.iou_type}: served ≠ reference: beyond {bound}: {got}",
+            "undecided": f"{self.iou_type}: not shown to be within {bound}: {got}. More images decide it",
             "incomplete": f"no certificate: {self.failed} images have no answer; {got}",
         }[self.outcome]
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from dettools.coco_metrics import IouType, Metrics, evaluate_coco
-from dettools.evaluation.answers import Answer, Event, coco_results
+from dettools.evaluation.answers import Answer, Event, category_of, coco_results
 from dettools.evaluation.category_mapping import CategoryMapping
 from dettools.evaluation.certificate import Certificate
 from dettools.evaluation.gate import Limits, Objection
@@ -153,7 +153,7 @@ def summarise(
         {kind: evaluate_coco(truth, results, iou_type=kind, image_ids=answered) for kind in iou_types} if partly else {}
     )
     dropped = sum(
-        mapping.category_ids[label] is None
+        category_of(label, mapping.category_ids) is None
         for answer in answers
         if answer.detections is not None
         for label in answer.detections.labels.tolist()
@@ -172,7 +172,7 @@ def summarise(
         tuple(answers),
         metrics,
         of_answered,
-        _as_called(facts, truth, answers, limits, mapping, ids),
+        _as_called(facts, truth, answers, limits, mapping, ids, iou_types[0]),
         tuple(accepted),
         resumed,
         tuple(events),
@@ -185,6 +185,7 @@ def summarise(
 def write_evaluation(evaluation: Evaluation, folder: Path) -> None:
     """Write ``results.json`` (COCO results), ``metrics.json`` and, when there is one, ``certificate.json``."""
     folder.mkdir(parents=True, exist_ok=True)
+    (folder / "certificate.json").unlink(missing_ok=True)  # of an earlier run
     results = coco_results(evaluation.answers, evaluation.mapping.category_ids)
     (folder / "results.json").write_text(json.dumps(results) + "\n", encoding="utf-8")
     (folder / "metrics.json").write_text(json.dumps(evaluation.to_json(), indent=2) + "\n", encoding="utf-8")
@@ -200,6 +201,7 @@ def _as_called(
     limits: Limits,
     mapping: CategoryMapping,
     ids: Sequence[int],
+    iou_type: IouType,
 ) -> AsCalled | None:
     threshold, most = facts.get("score_threshold"), facts.get("max_detections")
     if threshold is None or most is None or threshold < limits.effective_threshold or most > limits.max_detections:
@@ -209,7 +211,7 @@ def _as_called(
         for answer in answers
         if answer.detections is not None
     ]
-    metrics = evaluate_coco(truth, coco_results(cut, mapping.category_ids), image_ids=ids)
+    metrics = evaluate_coco(truth, coco_results(cut, mapping.category_ids), iou_type=iou_type, image_ids=ids)
     return AsCalled(threshold, most, metrics.ap, metrics.ap50)
 
 

@@ -18,7 +18,7 @@ from detserve.instance import Instance
 from detserve.model_store import archive_path, spec_path
 
 from dettools.agreement import TierName
-from dettools.coco_metrics import IouType
+from dettools.coco_metrics import IouType, evaluate_coco
 from dettools.endpoint import Clients, Endpoint
 from dettools.evaluation.answerers import EndpointAnswerer
 from dettools.evaluation.answers import Answer, Journal, open_journal
@@ -38,6 +38,8 @@ Progress = Callable[[str, int, int], None]
 _SAMPLE = 100
 """Images that a refusal's cost is measured on at most."""
 _LOWEST_THRESHOLD = 0.001
+_MAY_DIFFER = frozenset({"categories", "device", "device_name", "threads"})
+"""What a worker says of itself that may change while a run is interrupted, and changes no answer."""
 
 
 class RefusedError(DetserveError):
@@ -97,6 +99,8 @@ class Request:
             "--max-detections": (1 <= self.max_detections <= 1000, self.max_detections, "1 to 1000"),
             "--concurrency": (self.concurrency >= 1, self.concurrency, "1 or more"),
             "--limit": (self.limit is None or self.limit >= 1, self.limit, "1 or more"),
+            "--patience": (self.retry.patience_s > 0, self.retry.patience_s, "more than 0 s"),
+            "--timeout": (self.endpoint is None or self.endpoint.timeout_s > 0, "0 or less", "more than 0 s"),
             "--batch-size": (self.batch_size is None or self.batch_size >= 1, self.batch_size, "1 or more"),
             "--margin": (0 < self.margin < 1, 100 * self.margin, "more than 0 and less than 100 AP"),
             "--confidence": (0.5 < self.confidence < 1, self.confidence, "more than 0.5 and less than 1"),
@@ -142,11 +146,27 @@ def evaluate(request: Request, *, on_progress: Progress = lambda *_: None) -> Ev
         if found and not request.accept_objections:
             sample = _sampler(request, answerer, data, limits, on_progress)
             raise RefusedError([with_cost(one, limits, data.truth, mapping, sample) for one in found])
-        journal = _stream(request, answerer, data, request.out / "answers.jsonl", "served", on_progress)
+        asked = replace(request.asked, score_threshold=limits.effective_threshold)
+        # What cannot be loaded is told before the first image is sent.
+        reference = stack.enter_context(_reference(request, asked)) if request.against else None
+        journal = stack.enter_context(_answers(request, answerer, data, "answers.jsonl", asked))
+        _stream(request, answerer, data, journal, "served", on_progress)
         seconds = time.monotonic() - begun
         answers = [journal.answers[entry.id] for entry in data.entries]
-        side = Side(answerer.name, journal.answers, mapping)
-    certificate = None if request.against is None else _certify(request, data, side, limits, on_progress)
+        certificate = None
+        if reference is not None:
+            name = f"reference-{request.against}.jsonl"
+            theirs = stack.enter_context(_answers(request, reference, data, name, asked))
+            _stream(request, reference, data, theirs, str(request.against), on_progress)
+            on_progress("certificate", 0, 0)
+            sides = (
+                Side(reference.name, theirs.answers, _mapping(reference, data.truth, request.categories_by)),
+                Side(answerer.name, journal.answers, mapping),
+            )
+            certificate = _certificate(request, data, *sides, limits)
+            theirs.complete()
+        if all(answer.failure is None for answer in answers):
+            journal.complete()
     return summarise(
         answerer.name,
         answerer.facts,
@@ -156,7 +176,7 @@ def evaluate(request: Request, *, on_progress: Progress = lambda *_: None) -> Ev
         mapping=mapping,
         iou_types=request.iou_types,
         accepted=found,
-        resumed=journal.resumed,
+        resumed=len(journal.resumed & {entry.id for entry in data.entries}),
         events=journal.events,
         seconds=seconds,
         certificate=certificate,
@@ -172,6 +192,9 @@ def _data_set(request: Request) -> _DataSet:
             f"images: none of the {len(entries)} images of {request.annotations} is in {request.images} (the first is "
             f"{missing[0].file_name}). Give the folder with --images."
         )
+    for kind in request.iou_types:
+        # Annotations without what is to be measured are told before the first image is sent.
+        evaluate_coco(truth, [], iou_type=kind, image_ids=[entry.id for entry in entries])
     return _DataSet(truth, entries, files)
 
 
@@ -230,61 +253,66 @@ def _unknown(request: Request, answerer: Answerer, data: _DataSet, limits: Limit
     return [Objection("categories", message), *seen]
 
 
-def _stream(
-    request: Request, answerer: Answerer, data: _DataSet, path: Path, what: str, on_progress: Progress
-) -> Journal:
+@contextmanager
+def _answers(request: Request, answerer: Answerer, data: _DataSet, name: str, asked: Options) -> Iterator[Journal]:
+    """Open the journal of one side: what must be equal for its answers to belong together."""
+    categories = [category.name for category in answerer.categories or ()]
     identity = {
         "answerer": answerer.name,
-        "facts": hashlib.sha256(json.dumps(answerer.facts, sort_keys=True, default=str).encode()).hexdigest()[:16],
+        "protocol": request.endpoint.protocol if request.endpoint else "in process",
+        "images": str(request.images.resolve()),
         "annotations": data.truth.sha256,
-        "score_threshold": request.score_threshold,
-        "max_detections": request.max_detections,
+        "score_threshold": asked.score_threshold,
+        "max_detections": asked.max_detections,
         "iou_types": sorted(request.iou_types),
+        "categories": hashlib.sha256(json.dumps(categories).encode()).hexdigest()[:16],
+        **{key: value for key, value in answerer.facts.items() if key not in _MAY_DIFFER},
     }
-    with open_journal(path, identity, fresh=request.fresh) as journal:
-        total = len(data.entries)
-        wanted = {entry.id for entry in data.entries}
-        done = sum(one.failure is None for one in journal.answers.values() if one.image_id in wanted)
+    with open_journal(request.out / name, identity, fresh=request.fresh) as journal:
+        yield journal
+
+
+def _stream(
+    request: Request, answerer: Answerer, data: _DataSet, journal: Journal, what: str, on_progress: Progress
+) -> None:
+    total = len(data.entries)
+    done = len(journal.resumed & {entry.id for entry in data.entries})
+    on_progress(what, done, total)
+
+    def count(_: Answer) -> None:
+        nonlocal done
+        done += 1
         on_progress(what, done, total)
 
-        def count(_: Answer) -> None:
-            nonlocal done
-            done += 1
-            on_progress(what, done, total)
-
-        stream(answerer, data.entries, data.files, journal, retry=request.retry, on_answer=count)
-        return journal
+    stream(answerer, data.entries, data.files, journal, retry=request.retry, on_answer=count)
 
 
-def _certify(request: Request, data: _DataSet, served: Side, limits: Limits, on_progress: Progress) -> Certificate:
-    asked = replace(request.asked, score_threshold=limits.effective_threshold)
-    with ExitStack() as stack:
-        reference: Answerer
-        if request.against == "runtime":
-            reference = stack.enter_context(_runtime(request, _source(request), request.weights, asked))
-        else:
-            from detserve.eager import load_eager
+@contextmanager
+def _reference(request: Request, asked: Options) -> Iterator[Answerer]:
+    if request.against == "runtime":
+        with _runtime(request, _source(request), request.weights, asked) as runtime:
+            yield runtime
+        return
+    from detserve.eager import load_eager
 
-            from dettools.evaluation.local_answerers import EagerAnswerer
+    from dettools.evaluation.local_answerers import EagerAnswerer
 
-            model = load_eager(
-                request.model,
-                model_store=request.model_store,
-                spec=request.spec,
-                weights=request.weights,
-                device=request.device,
-            )
-            reference = EagerAnswerer(model, asked=asked)
-        name = f"reference-{request.against}.jsonl"
-        journal = _stream(request, reference, data, request.out / name, str(request.against), on_progress)
-        mapping = _mapping(reference, data.truth, request.categories_by)
-    on_progress("certificate", 0, 0)
-    ids = [entry.id for entry in data.entries]
+    model = load_eager(
+        request.model,
+        model_store=request.model_store,
+        spec=request.spec,
+        weights=request.weights,
+        device=request.device,
+    )
+    yield EagerAnswerer(model, asked=asked)
+
+
+def _certificate(request: Request, data: _DataSet, reference: Side, served: Side, limits: Limits) -> Certificate:
     return certify(
         data.truth,
-        Side(reference.name, journal.answers, mapping),
+        reference,
         served,
-        ids,
+        [entry.id for entry in data.entries],
         score_threshold=limits.effective_threshold,
         max_detections=limits.max_detections,
         tier=request.tier,

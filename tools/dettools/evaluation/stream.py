@@ -102,7 +102,7 @@ def stream(
         on_answer: told each answer.
 
     Raises:
-        EndpointLostError: nobody answers any more.
+        EndpointLostError: nobody listens, or more images in a row than are asked for at once got no answer.
         ClientError: an error that every request would get (no such model, no right to ask).
     """
     waiting = [entry for entry in entries if _is_open(journal, entry)]
@@ -114,6 +114,7 @@ def stream(
     done: queue.SimpleQueue[Answer | Event | BaseException | None] = queue.SimpleQueue()
     stop = threading.Event()
     lock = threading.Lock()
+    silence = _Silence(answerer.concurrency)
     begun = time.monotonic()
 
     def work() -> None:
@@ -123,7 +124,7 @@ def stream(
                     batch = next(batches, None)
                 if batch is None:
                     break
-                for message in _answered(answerer, batch, files, retry, stop, begun, done.put):
+                for message in _answered(answerer, batch, files, retry, stop, begun, done.put, silence):
                     done.put(message)
         except BaseException as error:  # noqa: BLE001 - handed to the caller's thread
             done.put(error)
@@ -188,6 +189,7 @@ def _answered(
     stop: threading.Event,
     begun: float,
     tell: Callable[[Event], None],
+    silence: "_Silence",
 ) -> Iterator[Answer]:
     """Ask for one batch, again while the error may pass."""
     readable: list[ImageEntry] = []
@@ -203,6 +205,7 @@ def _answered(
         return
     attempts = 0
     latency_ms = 0.0
+    first_error_at: float | None = None
 
     def ask() -> list[Reply]:
         nonlocal attempts, latency_ms
@@ -212,6 +215,11 @@ def _answered(
             return answerer.ask(bodies)
         finally:
             latency_ms = (time.perf_counter() - asked) * 1e3
+
+    def out_of_patience(_: tenacity.RetryCallState) -> bool:
+        nonlocal first_error_at
+        first_error_at = first_error_at or time.monotonic()
+        return time.monotonic() - first_error_at >= retry.patience_s
 
     def note(state: tenacity.RetryCallState) -> None:
         error = state.outcome.exception() if state.outcome else None
@@ -223,17 +231,18 @@ def _answered(
     retrying = tenacity.Retrying(
         retry=tenacity.retry_if_exception(may_pass),
         wait=tenacity.wait_random_exponential(multiplier=0.1, max=retry.longest_wait_s),
-        stop=tenacity.stop_after_delay(retry.patience_s) | tenacity.stop_when_event_set(stop),
+        stop=lambda state: out_of_patience(state) or stop.is_set(),
         before_sleep=note,
         sleep=tenacity.sleep_using_event(stop),
         reraise=True,
     )
     try:
         replies = retrying(ask)
+        silence.broken()
     except ClientError as error:
         if stop.is_set() and may_pass(error):
             return  # interrupted while waiting: the image stays open
-        if is_gone(error):
+        if is_gone(error) or (may_pass(error) and silence.lasts()):
             raise EndpointLostError(
                 f"{error} It was waited for {retry.patience_s:g} s. What was answered is kept: start again to go on."
             ) from error
@@ -246,6 +255,26 @@ def _answered(
         else:
             answer = Answer(entry.id, entry.file_name, reply, attempts=attempts, latency_ms=latency_ms)
         yield answer
+
+
+class _Silence:
+    """How many images in a row got no answer; more than are asked for at once, and the endpoint is lost."""
+
+    def __init__(self, concurrency: int) -> None:
+        self._bearable = concurrency
+        self._images = 0
+        self._lock = threading.Lock()
+
+    def broken(self) -> None:
+        """An answer came."""
+        with self._lock:
+            self._images = 0
+
+    def lasts(self) -> bool:
+        """Count an image without an answer; return whether it is one too many."""
+        with self._lock:
+            self._images += 1
+            return self._images > self._bearable
 
 
 def may_pass(error: BaseException) -> bool:
