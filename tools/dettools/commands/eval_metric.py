@@ -129,6 +129,10 @@ def _evaluate(
     }
     per_class = args.per_class or options["per_class"]
     most = args.max_dets or options["max_detections"]
+    if args.confidence is not None and options["iou_thresholds"] is not None:
+        raise DetserveError(
+            "--confidence: got it with iou_thrs; the interval is that of AP over IoU .50:.95. Leave one of them out."
+        )
     for iou_type in iou_types:
         metrics = evaluate_coco(
             ground_truth,
