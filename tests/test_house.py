@@ -63,7 +63,6 @@ HEAVY = {
     "yaml",
     "requests",
     "psutil",
-    "aiohttp",
     "asyncio",
 }
 # These import nothing heavy themselves.

@@ -19,7 +19,7 @@ from detserve.server.capacity import cgroup_cpu_limit
 
 PACKAGES = (
     *("detserve", "torch", "torchvision", "numpy", "pillow", "onnxruntime", "onnxruntime-gpu"),
-    *("torchserve", "aiohttp", "hotcoco"),
+    *("torchserve", "hotcoco"),
 )
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 GPU_FIELDS = {
