@@ -48,6 +48,13 @@ class Endpoint:
     protocol: Literal["rest", "grpc"] = "rest"
     timeout_s: float = 60.0
 
+    def __post_init__(self) -> None:
+        if self.url and self.protocol == "grpc":
+            raise DetserveError(
+                "Got --protocol grpc with --url; expected a server of this machine (--instance), which also tells over "
+                "REST what it serves. Ask the other one over REST."
+            )
+
     @classmethod
     def of(cls, args: argparse.Namespace) -> Self:
         """Return what a command line names."""
@@ -63,11 +70,6 @@ class Endpoint:
         """Return a REST client."""
         from detserve.client import Client
 
-        if self.url and self.protocol == "grpc":
-            raise DetserveError(
-                "Got --protocol grpc with --url; expected a server of this machine (--instance), which also tells over "
-                "REST what it serves. Ask the other one over REST."
-            )
         if self.url:
             return Client(self.url, token=self.token, timeout_s=self.timeout_s)
         return Client.for_instance(self.instance, timeout_s=self.timeout_s)

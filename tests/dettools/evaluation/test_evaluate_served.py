@@ -182,6 +182,28 @@ def test_a_model_that_is_not_served_is_said_at_once(shapes, scenes, tmp_path, ca
     assert "nothing" in capsys.readouterr().err
 
 
+def test_a_spec_is_evaluated_in_this_process_and_equals_eager(scenes, tmp_path, capsys):
+    code, told = evaluate(capsys, SHAPES, *of(scenes), "--limit", 4, "--against", "eager", "--out", tmp_path)
+
+    assert code == 0
+    assert told["certificate"]["comparison"]["images_passed"] == 4
+    assert "in process" in told["model"]
+
+
+def test_what_cannot_work_is_said_before_the_first_image(shapes, scenes, tmp_path, capsys):
+    out = ["--out", tmp_path]
+    for wrong, words in (
+        ([SHAPES, *of(scenes), "--iou-type", "segm"], "has no masks"),
+        (["shapes", *of(scenes), "--url", "http://127.0.0.1:9", "--protocol", "grpc"], "over REST"),
+        (["shapes", *of(scenes), "--instance", shapes, "--against", "eager", "--weights", tmp_path / "none"], "none"),
+        (["shapes", *of(scenes), "--instance", shapes, "--limit", 0], "--limit: got 0"),
+        (["shapes", "--images", tmp_path, *of(scenes)[2:], "--instance", shapes], "none of the 40 images"),
+    ):
+        assert main(["evaluate", *map(str, [*wrong, *out])]) == 2
+        assert words in capsys.readouterr().err
+    assert not (tmp_path / "answers.jsonl").exists()
+
+
 @pytest.mark.shared_data
 def test_yolox_nano_on_real_photographs(yolox, shared_data, tmp_path, capsys):
     """data/README.md gives .317/.461 to .334/.499 by decoding; ours is single-label, capped at 100 boxes."""

@@ -138,6 +138,7 @@ def evaluate(request: Request, *, on_progress: Progress = lambda *_: None) -> Ev
     begun = time.monotonic()
     with ExitStack() as stack:
         answerer = stack.enter_context(_answerer(request))
+        _require_capabilities(request, answerer)
         limits = limits_of(answerer.facts, request.score_threshold, request.max_detections)
         mapping = _mapping(answerer, data.truth, request.categories_by)
         found = objections(limits, mapping)
@@ -181,6 +182,14 @@ def evaluate(request: Request, *, on_progress: Progress = lambda *_: None) -> Ev
         seconds=seconds,
         certificate=certificate,
     )
+
+
+def _require_capabilities(request: Request, answerer: Answerer) -> None:
+    for iou_type, needed in (("segm", "masks"), ("keypoints", "keypoints")):
+        if iou_type in request.iou_types and needed not in answerer.facts.get("capabilities", [needed]):
+            raise DetserveError(
+                f"--iou-type {iou_type}: {answerer.name} has no {needed}. Leave it out, or name a model with them."
+            )
 
 
 def _data_set(request: Request) -> _DataSet:
