@@ -81,11 +81,6 @@ class Endpoint:
         return GrpcClient.for_instance(self.instance, timeout_s=self.timeout_s)
 
 
-def open_client(args: argparse.Namespace) -> Client:
-    """Return a REST client for the endpoint that the arguments name."""
-    return Endpoint.of(args).open()
-
-
 class Clients:
     """One REST client per thread, and one gRPC client for all, of the same endpoint; closed together."""
 

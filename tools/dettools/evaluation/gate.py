@@ -58,7 +58,7 @@ class Objection:
     """A reason to refuse.
 
     Attributes:
-        code: ``threshold``, ``max_detections``, ``categories`` or ``unknown_settings``.
+        code: ``threshold``, ``max_detections`` or ``categories``.
         message: got / expected / remedy.
         cost: what it would cost; None when nothing is there to measure it with.
     """

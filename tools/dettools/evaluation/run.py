@@ -338,7 +338,8 @@ def _source(request: Request) -> str:
     if request.endpoint.url is None:
         state = Instance.named(request.endpoint.instance).require_running()
         for model in state.models:
-            if model.name == request.model and (model.version == request.version or model.default):
+            wanted = model.default if request.version is None else model.version == request.version
+            if model.name == request.model and wanted:
                 return model.archive
     archive, spec = archive_path(request.model_store, request.model), spec_path(request.model_store, request.model)
     return str(spec if request.weights is not None or not archive.is_file() else archive)
