@@ -87,12 +87,40 @@ def letterbox(image: torch.Tensor, settings: Preprocessing) -> Prepared:
     ratio = min(input_height / height, input_width / width)
     resized_size = (max(1, round(height * ratio)), max(1, round(width * ratio)))
     pixels = resize(image.float(), resized_size)
-    if settings.channel_order == "bgr":
-        pixels = pixels.flip(0)
     canvas = pixels.new_full((3, input_height, input_width), settings.pad_value)
-    canvas[:, : resized_size[0], : resized_size[1]] = pixels
+    canvas[:, : resized_size[0], : resized_size[1]] = _ordered(pixels, settings)
+    return Prepared(_scaled(canvas, settings), (height, width), resized_size)
+
+
+def stretch(image: torch.Tensor, settings: Preprocessing) -> Prepared:
+    """Resize an image to the fixed input, whatever its aspect ratio.
+
+    Args:
+        image: ``(3, H, W)`` uint8 RGB.
+        settings: size, channel order and normalisation.
+    """
+    height, width = image.shape[-2:]
+    pixels = _ordered(resize(image.float(), settings.size), settings)
+    return Prepared(_scaled(pixels, settings), (height, width), settings.size)
+
+
+def prepare_fixed(image: torch.Tensor, settings: Preprocessing) -> Prepared:
+    """Bring an image to a fixed input, by ``letterbox`` or ``stretch`` as the settings say.
+
+    Args:
+        image: ``(3, H, W)`` uint8 RGB.
+        settings: of the network's input.
+    """
+    return stretch(image, settings) if settings.resize == "stretch" else letterbox(image, settings)
+
+
+def _ordered(pixels: torch.Tensor, settings: Preprocessing) -> torch.Tensor:
+    return pixels.flip(0) if settings.channel_order == "bgr" else pixels
+
+
+def _scaled(pixels: torch.Tensor, settings: Preprocessing) -> torch.Tensor:
     if settings.scale != 1:
-        canvas *= settings.scale
+        pixels = pixels * settings.scale
     if any(settings.mean) or any(value != 1 for value in settings.std):
-        canvas = normalise(canvas, settings.mean, settings.std)
-    return Prepared(canvas, (height, width), resized_size)
+        pixels = normalise(pixels, settings.mean, settings.std)
+    return pixels

@@ -19,15 +19,21 @@ Precision = Literal["fp32", "fp16", "bf16"]
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How an image becomes the network's input, for families that do not bring their own transform (yolox).
+    """How an image becomes the network's input, for models that do not bring their own transform: ONNX files.
 
     Attributes:
-        size: ``[height, width]`` of the input in pixels.
+        size: ``[height, width]`` of the input in pixels, for ``letterbox`` and ``stretch``.
         channel_order: ``bgr`` or ``rgb``.
         pad_value: grey level (0..255) right of and below the resized image.
         scale: factor on the 0..255 pixel values, before mean and std.
         mean: subtracted per channel, in the channel order of the input, after ``scale``.
         std: divisor per channel.
+        resize: ``letterbox`` keeps the aspect ratio and pads to ``size``; ``stretch`` fills ``size``; ``shorter_side``
+            brings the shorter side to its length unless the longer one would pass its own, and pads with zeros after
+            the normalisation to multiples of ``divisor`` (torchvision's transform).
+        shorter_side: wanted length of the shorter side, px.
+        longer_side: most that the longer side may have, px.
+        divisor: of the padded sides, px.
     """
 
     size: tuple[int, int] = (416, 416)
@@ -36,21 +42,27 @@ class Preprocessing:
     scale: float = 1.0
     mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
     std: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    resize: Literal["letterbox", "stretch", "shorter_side"] = "letterbox"
+    shorter_side: int = 800
+    longer_side: int = 1333
+    divisor: int = 32
 
     __pydantic_config__ = STRICT
 
 
 @dataclass(frozen=True)
 class Decoding:
-    """How the raw output becomes boxes, for families whose network does not decode them itself (yolox).
+    """How the raw output becomes detections, for networks that do not do it themselves: ONNX files.
 
     Attributes:
         strides: pixels per grid cell of each level, in the order of the output.
         nms_iou: boxes of one class that overlap a better one by more than this are dropped.
+        nms: where that happens: in the detector (``host``), or inside the file (``graph``).
     """
 
     strides: tuple[int, ...] = (8, 16, 32)
     nms_iou: float = 0.65
+    nms: Literal["host", "graph"] = "host"
 
     __pydantic_config__ = STRICT
 
@@ -103,6 +115,21 @@ class Serving:
 
 
 @dataclass(frozen=True)
+class Accuracy:
+    """What the model is known to reach; ``verify`` with labelled images holds it to that.
+
+    Attributes:
+        ap: COCO AP over IoU .50:.95, in 0..1.
+        data: the labelled images that it was measured on, for people.
+    """
+
+    ap: float
+    data: str = ""
+
+    __pydantic_config__ = STRICT
+
+
+@dataclass(frozen=True)
 class Source:
     """Where the weights came from: the file's name and its SHA-256."""
 
@@ -128,11 +155,12 @@ class Spec:
         norm_eps: epsilon of frozen batch norms (0.0 when training began from torchvision's COCO_V1); None leaves it.
         weights: file with the weights, relative to the spec.
         golden_image: image whose eager detections are packed along and checked when the worker starts.
-        preprocessing: for families without a transform of their own.
-        decoding: for families whose network does not decode boxes itself.
+        preprocessing: for models without a transform of their own: ONNX files.
+        decoding: for networks that do not put out detections: ONNX files.
         serving: request defaults and worker settings.
         description: one sentence for people.
         license: licence of the weights.
+        accuracy: the declared AP; None when nothing is declared.
         source: set by ``archive``: the checkpoint that was packed.
     """
 
@@ -152,6 +180,7 @@ class Spec:
     serving: Serving = field(default_factory=Serving)
     description: str = ""
     license: str = ""
+    accuracy: Accuracy | None = None
     source: Source | None = None
 
     __pydantic_config__ = STRICT
@@ -170,9 +199,10 @@ class Spec:
             "preprocessing": Preprocessing(**_tuples(plain.pop("preprocessing"))),
             "decoding": Decoding(**_tuples(plain.pop("decoding"))),
             "serving": Serving(**plain.pop("serving")),
+            "accuracy": Accuracy(**plain["accuracy"]) if plain.get("accuracy") else None,
             "source": Source(**plain["source"]) if plain.get("source") else None,
         }
-        plain.pop("source", None)
+        plain = {key: item for key, item in plain.items() if key not in nested}
         return cls(categories=categories, **plain, **nested)
 
 

@@ -78,7 +78,7 @@ def test_every_key_of_a_spec_can_be_written(tmp_path):
         ({"famly": "torchvision"}, "famly", "family"),
         ({"serving": {"score_treshold": 0.3}}, "serving.score_treshold", "score_threshold"),
         ({"preprocessing": {"sizes": [416, 416]}}, "preprocessing.sizes", "size"),
-        ({"decoding": {"nms": 0.5}}, "decoding.nms", "nms_iou"),
+        ({"decoding": {"nms_threshold": 0.5}}, "decoding.nms_threshold", None),
         ({"categories": [{"id": 1, "nme": "cat"}]}, "categories.0.nme", "name"),
         ({"categories": [{"id": 1, "name": "cat"}, {"id": 2, "name": "dog", "colour": "red"}]}, "1.colour", None),
     ],

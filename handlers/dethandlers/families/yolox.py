@@ -17,7 +17,7 @@ from dethandlers.detections import Detections
 from dethandlers.errors import ArtefactError
 from dethandlers.families import Limits
 from dethandlers.postprocess import clip_boxes, scale_boxes
-from dethandlers.preprocess import Prepared, letterbox
+from dethandlers.preprocess import Prepared, prepare_fixed
 from dethandlers.spec import Spec
 
 # exp() of a larger raw size passes every image; the clamp keeps a broken network from overflowing to inf.
@@ -57,30 +57,34 @@ class YoloxFamily:
         raise ArtefactError(f"family 'yolox' is run from ONNX, got {weights.name} for the torch runtime.")
 
     def prepare(self, image: torch.Tensor) -> Prepared:
-        """Letterbox one image as the spec's preprocessing says."""
-        return letterbox(image, self.spec.preprocessing)
+        """Bring one image to the input as the spec's preprocessing says."""
+        return prepare_fixed(image, self.spec.preprocessing)
 
     def decode(self, outputs: Any, prepared: Sequence[Prepared], limits: Limits) -> list[Detections]:
-        """Decode ``(B, N, 5 + C)`` raw outputs.
+        """Decode each image's ``(N, 5 + C)`` raw output, the file's first.
 
         Raises:
             ArtefactError: the network's output has another shape than the spec describes.
         """
-        raw: torch.Tensor = outputs[0]
-        if raw.ndim != 3 or raw.shape[1] != len(self._cells) or raw.shape[2] < 5 + self._classes:
+        return [
+            self._decode_one(next(iter(output.values())), source, limits)
+            for output, source in zip(outputs, prepared, strict=True)
+        ]
+
+    def _decode_one(self, raw: torch.Tensor, source: Prepared, limits: Limits) -> Detections:
+        if raw.ndim != 2 or raw.shape[0] != len(self._cells) or raw.shape[1] < 5 + self._classes:
             raise ArtefactError(
-                f"network output: got {tuple(raw.shape)}, "
+                f"network output: got {_shape(raw)}, "
                 f"expected (batch, {len(self._cells)}, {5 + self._classes} or more) "
                 "from preprocessing.size, decoding.strides and the categories. Correct the spec."
             )
         raw = raw.float()
         cells, strides = self._cells.to(raw.device), self._strides.to(raw.device)
-        centres = (raw[..., :2] + cells) * strides
-        sizes = raw[..., 2:4].clamp(max=_MAX_RAW_SIZE).exp() * strides
+        centres = (raw[:, :2] + cells) * strides
+        sizes = raw[:, 2:4].clamp(max=_MAX_RAW_SIZE).exp() * strides
         boxes = torch.cat([centres - sizes / 2, centres + sizes / 2], dim=-1)
-        best, model_labels = raw[..., 5:].max(dim=-1)
-        scores = best * raw[..., 4]
-        return [self._select(boxes[i], scores[i], model_labels[i], source, limits) for i, source in enumerate(prepared)]
+        best, model_labels = raw[:, 5:].max(dim=-1)
+        return self._select(boxes, best * raw[:, 4], model_labels, source, limits)
 
     def _select(
         self, boxes: torch.Tensor, scores: torch.Tensor, model_labels: torch.Tensor, source: Prepared, limits: Limits
@@ -91,6 +95,10 @@ class YoloxFamily:
         kept = batched_nms(boxes, scores, labels, self.spec.decoding.nms_iou)[: limits.max_detections]
         original = clip_boxes(scale_boxes(boxes[kept], source.scale_xy), source.original_size)
         return Detections(original.cpu().numpy(), scores[kept].cpu().numpy(), labels[kept].cpu().numpy())
+
+
+def _shape(raw: torch.Tensor) -> str:
+    return f"(batch, {', '.join(map(str, raw.shape))})"
 
 
 def _grid(height: int, width: int, strides: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:

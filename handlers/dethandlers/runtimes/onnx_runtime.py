@@ -4,11 +4,20 @@ import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from dethandlers.errors import ArtefactError
 from dethandlers.families import Batch, Family
 from dethandlers.spec import Spec
+
+# Besides the images, its first input, a file may take these; `detserve export` writes files that do.
+IMAGE_SIZES = "image_sizes"
+"""``(B, 2)`` int64: ``(h, w)`` of the image's part of each input, px."""
+SCORE_THRESHOLD = "score_threshold"
+"""``()`` float32: detections with a lower score are not wanted."""
+MAX_DETECTIONS = "max_detections"
+"""``()`` int64: most detections per image."""
 
 
 class OnnxRuntime:
@@ -65,31 +74,59 @@ class OnnxRuntime:
         self._runs_on = device
         self._threads = threads
         self._input = self._session.get_inputs()[0]
+        self._takes = {
+            one.name for one in (*self._session.get_inputs(), *self._session.get_overridable_initializers())
+        }
+        self._gives = [one.name for one in self._session.get_outputs()]
         fixed = self._input.shape[0]
         self._fixed_batch = fixed if isinstance(fixed, int) and fixed > 0 else None
 
-    def run(self, batch: Batch) -> list[torch.Tensor]:
+    def run(self, batch: Batch) -> list[dict[str, torch.Tensor]]:
         """Run the session on one batch.
+
+        Returns:
+            One dict per image: the file's outputs by name, without their batch dimension.
 
         Raises:
             ArtefactError: the file refuses the input that the spec describes.
         """
-        pixels = batch.pixels
-        step = self._fixed_batch or len(pixels)
-        chunks = [self._run(pixels[start : start + step], step) for start in range(0, len(pixels), step)]
-        return [torch.cat(parts)[: len(pixels)] for parts in zip(*chunks, strict=True)]
+        step = self._fixed_batch or len(batch.pixels)
+        return [
+            image for start in range(0, len(batch.pixels), step) for image in self._run(batch, slice(start, start + step))
+        ]
 
-    def _run(self, pixels: torch.Tensor, size: int) -> list[torch.Tensor]:
-        if len(pixels) < size:
-            pixels = torch.cat([pixels, pixels.new_zeros((size - len(pixels), *pixels.shape[1:]))])
+    def _run(self, batch: Batch, part: slice) -> list[dict[str, torch.Tensor]]:
+        pixels, sizes = batch.pixels[part], batch.sizes[part]
+        count = len(pixels)
+        missing = (self._fixed_batch or count) - count
+        if missing:
+            pixels = torch.cat([pixels, pixels.new_zeros((missing, *pixels.shape[1:]))])
+            sizes += sizes[-1:] * missing
+        feeds: dict[str, Any] = {
+            self._input.name: pixels.numpy(),
+            IMAGE_SIZES: np.asarray(sizes, dtype=np.int64),
+            SCORE_THRESHOLD: np.float32(batch.limits.score_threshold),
+            MAX_DETECTIONS: np.int64(batch.limits.max_detections),
+        }
         try:
-            outputs = self._session.run(None, {self._input.name: pixels.numpy()})
+            outputs = self._session.run(
+                None, {name: np.asarray(value) for name, value in feeds.items() if name in self._takes}
+            )
         except Exception as error:
             raise ArtefactError(
                 f"the network takes {self._input.name} {self._input.shape}, got {tuple(pixels.shape)}: {error}. "
                 "Correct preprocessing.size in the spec."
             ) from error
-        return [torch.from_numpy(output) for output in outputs]
+        tensors = [torch.from_numpy(output) for output in outputs]
+        strange = [name for name, one in zip(self._gives, tensors, strict=True) if one.ndim == 0 or len(one) < count]
+        if strange:
+            raise ArtefactError(
+                f"network output {strange[0]}: got a first dimension that is not the batch of {count}, expected one. "
+                "Export the file again, with the batch as the first dimension of every output."
+            )
+        return [
+            {name: tensor[place] for name, tensor in zip(self._gives, tensors, strict=True)} for place in range(count)
+        ]
 
     def synchronise(self) -> None:
         """Nothing to wait for: a run returns when it is done."""
