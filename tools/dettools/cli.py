@@ -17,6 +17,7 @@ COMMANDS: dict[str, str] = {
     "archive": "dettools.commands.archive",
     "inspect": "dettools.commands.inspect",
     "verify": "dettools.commands.verify",
+    "publish": "dettools.commands.publish",
     "serve": "dettools.commands.serve",
     "predict": "dettools.commands.predict",
     "compare": "dettools.commands.compare",
