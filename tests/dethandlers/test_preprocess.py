@@ -5,7 +5,7 @@ import pytest
 import torch
 from dethandlers.preprocess import letterbox, normalise, pad_to_multiple, resize, shorter_side_size
 from dethandlers.spec import Preprocessing
-from detserve.eager import _bilinear
+from detserve.eager_image import bilinear
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -75,7 +75,7 @@ def numpy_letterbox(image, settings):
     ratio = min(input_height / height, input_width / width)
     new_height, new_width = round(height * ratio), round(width * ratio)
     canvas = np.full((input_height, input_width, 3), settings.pad_value)
-    pixels = _bilinear(image.permute(1, 2, 0).numpy(), new_height, new_width)
+    pixels = bilinear(image.permute(1, 2, 0).numpy(), new_height, new_width)
     canvas[:new_height, :new_width] = pixels[:, :, ::-1] if settings.channel_order == "bgr" else pixels
     return ((canvas * settings.scale - settings.mean) / settings.std).transpose(2, 0, 1), (new_height, new_width)
 

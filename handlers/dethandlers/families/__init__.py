@@ -17,7 +17,9 @@ from dethandlers.preprocess import Prepared
 from dethandlers.spec import Spec
 
 FAMILIES: dict[str, str] = {
+    "fastestdet": "dethandlers.families.fastestdet:FastestdetFamily",
     "torchvision": "dethandlers.families.torchvision_detection:TorchvisionFamily",
+    "ultraface": "dethandlers.families.ultraface:UltrafaceFamily",
     "yolox": "dethandlers.families.yolox:YoloxFamily",
 }
 
