@@ -21,7 +21,7 @@ from dethandlers.artefact import Artefact
 from dethandlers.detections import Detections
 from dethandlers.errors import ArtefactError, RequestError
 from dethandlers.families import Batch, Limits, load_family
-from dethandlers.golden import describe_drift
+from dethandlers.golden import TOLERANCES, describe_drift
 from dethandlers.images import decode_image, decode_jpeg_on_gpu, gpu_jpeg_available, jpeg_for_gpu
 from dethandlers.options import MAX_DETECTIONS_LIMIT, Options
 from dethandlers.preprocess import Prepared
@@ -128,7 +128,7 @@ class Detector:
             golden.detections,
             answer.detections,
             golden.score_threshold,
-            self.spec.serving.precision,
+            TOLERANCES[self.spec.serving.precision],
             self.spec.categories,
         )
 

@@ -13,16 +13,17 @@ _MIN_IOU = 0.5
 
 @dataclass(frozen=True)
 class Tolerance:
-    """How far a golden detection may move: ``box_px`` per coordinate, ``score`` absolute."""
+    """How far a detection may move: ``box_px`` per coordinate, ``score`` absolute; ``name`` for people."""
 
+    name: str
     box_px: float
     score: float
 
 
 TOLERANCES: dict[Precision, Tolerance] = {
-    "fp32": Tolerance(box_px=0.5, score=5e-3),
-    "fp16": Tolerance(box_px=4.0, score=5e-2),
-    "bf16": Tolerance(box_px=8.0, score=1e-1),
+    "fp32": Tolerance("fp32", box_px=0.5, score=5e-3),
+    "fp16": Tolerance("fp16", box_px=4.0, score=5e-2),
+    "bf16": Tolerance("bf16", box_px=8.0, score=1e-1),
 }
 
 
@@ -30,7 +31,7 @@ def describe_drift(
     golden: Detections,
     found: Detections,
     score_threshold: float,
-    precision: Precision,
+    tolerance: Tolerance,
     categories: tuple[Category, ...],
 ) -> str:
     """Compare what was found on the golden image with what eager found there.
@@ -41,13 +42,12 @@ def describe_drift(
         golden: eager's detections.
         found: the worker's, at the same threshold and maximum.
         score_threshold: of both.
-        precision: of the worker; decides the tolerance.
+        tolerance: how far a detection may move.
         categories: for the names in the message.
 
     Returns:
         One sentence on the first drift, or an empty string when there is none.
     """
-    tolerance = TOLERANCES[precision]
     free = np.ones(len(found), dtype=np.bool_)
     for position in range(len(golden)):
         name = categories[int(golden.labels[position])].name
@@ -67,7 +67,7 @@ def describe_drift(
         if shift > tolerance.box_px or change > tolerance.score:
             return (
                 f"{name} {score:.3f} on the golden image moved by {shift:.2f} px and {change:.4f} in score; allowed in "
-                f"{precision} are {tolerance.box_px} px and {tolerance.score}"
+                f"{tolerance.name} are {tolerance.box_px} px and {tolerance.score}"
             )
     extra = np.flatnonzero(free & (found.scores >= score_threshold + tolerance.score))
     if len(extra):

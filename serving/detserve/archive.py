@@ -91,6 +91,7 @@ def build_archive(
     out: Path,
     weights: Path | None = None,
     golden_image: Path | None = None,
+    golden: tuple[str, Golden] | None = None,
     force: bool = False,
     on_progress: Callable[[str], None] = lambda _: None,
 ) -> BuiltArchive:
@@ -102,6 +103,7 @@ def build_archive(
         out: the `.mar` to write.
         weights: checkpoint instead of the spec's.
         golden_image: image instead of the spec's; without either a generated scene is taken.
+        golden: a golden image with its name and eager's detections, when they are known already.
         force: replace an existing archive.
         on_progress: told what is being done.
 
@@ -110,13 +112,13 @@ def build_archive(
     """
     if out.exists() and not force:
         raise ArchiveError(f"archive {out}: exists already. Replace it with --force, or choose another with --out.")
-    checkpoint = _checkpoint_path(spec, folder, weights)
-    image = _golden_image(spec, folder, golden_image)
+    checkpoint = checkpoint_path(spec, folder, weights)
+    image = golden_image_of(spec, folder, golden_image)
     on_progress(f"reading {checkpoint}")
     members, packed, notes = _weights_member(spec, checkpoint)
-    on_progress("eager inference on the golden image")
-    eager = eager_from_source(spec, checkpoint)
-    golden = _golden(eager, image, packed.serving)
+    if golden is None:
+        on_progress("eager inference on the golden image")
+        golden = golden_detections(eager_from_source(spec, checkpoint), image, packed.serving)
     found = len(golden[1].detections)
     if not found:
         notes.append(
@@ -168,7 +170,13 @@ def verify_archive(path: Path) -> Verification:
         return Verification(artefact.spec, members, golden, drift, tuple(notes))
 
 
-def _checkpoint_path(spec: Spec, folder: Path, weights: Path | None) -> Path:
+def checkpoint_path(spec: Spec, folder: Path, weights: Path | None) -> Path:
+    """Return the checkpoint: the one given, or the spec's.
+
+    Raises:
+        SpecError: none is named.
+        CheckpointError: it is no file.
+    """
     if weights is not None:
         checkpoint = weights
     elif spec.weights:
@@ -185,6 +193,8 @@ def _weights_member(spec: Spec, checkpoint: Path) -> tuple[dict[str, bytes], Spe
     notes: list[str] = []
     source = Source(checkpoint.name, digest_file(checkpoint))
     if spec.runtime == "onnx":
+        # An exported file tells which checkpoint it was made from.
+        source = spec.source or source
         content = checkpoint.read_bytes()
         packed = replace(resolve_spec(spec, None), weights="model.onnx", golden_image="", source=source)
         return {"model.onnx": content}, packed, notes
@@ -207,7 +217,12 @@ def _weights_member(spec: Spec, checkpoint: Path) -> tuple[dict[str, bytes], Spe
     return {"weights.safetensors": save(kept)}, packed, notes
 
 
-def _golden_image(spec: Spec, folder: Path, given: Path | None) -> tuple[str, bytes]:
+def golden_image_of(spec: Spec, folder: Path, given: Path | None) -> tuple[str, bytes]:
+    """Return the golden image's name and bytes: the one given, the spec's, or a generated scene.
+
+    Raises:
+        SpecError: it cannot be read.
+    """
     path = given or (folder / spec.golden_image if spec.golden_image else None)
     if path is None:
         resource = importlib.resources.files("detserve") / "golden.jpg"
@@ -218,7 +233,12 @@ def _golden_image(spec: Spec, folder: Path, given: Path | None) -> tuple[str, by
         raise SpecError(f"golden_image: cannot read {path} ({error}). Give an image with --golden-image.") from error
 
 
-def _golden(eager: EagerModel, image: tuple[str, bytes], serving: Serving) -> tuple[str, Golden]:
+def golden_detections(eager: EagerModel, image: tuple[str, bytes], serving: Serving) -> tuple[str, Golden]:
+    """Return the golden image's name, and what eager finds in it at the spec's own threshold.
+
+    Raises:
+        SpecError: it is no image.
+    """
     threshold = max(serving.score_threshold, serving.min_score_threshold)
     try:
         found = eager.detect(image[1], threshold, serving.max_detections)
@@ -280,8 +300,10 @@ def _rehearse(members: Mapping[str, bytes]) -> None:
 
 
 def _golden_drift(artefact: Artefact) -> str:
-    """Check the golden image on this machine's CPU in fp32, whatever device and precision the spec serves with."""
-    serving = replace(artefact.spec.serving, device="cpu", precision="fp32", jpeg_decoder="cpu", threads=0)
+    """Check the golden image on this machine's CPU, in fp32 but for ONNX files, whose precision is their own."""
+    serving = replace(artefact.spec.serving, device="cpu", jpeg_decoder="cpu", threads=0)
+    if artefact.spec.runtime == "torch":
+        serving = replace(serving, precision="fp32")
     detector = Detector(replace(artefact, spec=replace(artefact.spec, serving=serving)), torch.device("cpu"))
     try:
         return detector.check_golden()

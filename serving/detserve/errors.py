@@ -60,3 +60,7 @@ class EndpointError(ClientError):
         super().__init__(message, type=type)
         self.status = status
         self.retryable = retryable
+
+
+class ExportError(DetserveError):
+    """An ONNX file cannot be made, or does not equal the model that it was made from."""

@@ -15,7 +15,7 @@ GOLDEN = Detections(
 
 
 def drift(found, precision="fp32", golden=GOLDEN):
-    return describe_drift(golden, found, THRESHOLD, precision, CATEGORIES)
+    return describe_drift(golden, found, THRESHOLD, TOLERANCES[precision], CATEGORIES)
 
 
 def changed(*, boxes=None, scores=None, labels=None):

@@ -130,11 +130,6 @@ def test_a_missing_number_of_classes_is_refused():
         build_module(spec_of(num_classes=None), {})
 
 
-def test_another_runtime_is_refused():
-    with pytest.raises(ArtefactError, match="runtime: got 'onnx' with family 'torchvision', expected 'torch'"):
-        TorchvisionFamily(spec_of(runtime="onnx"))
-
-
 @pytest.mark.parametrize(
     ("builder", "expected"),
     [("maskrcnn_resnet50_fpn", {"masks"}), ("keypointrcnn_resnet50_fpn", {"keypoints"}), (SSDLITE, set())],

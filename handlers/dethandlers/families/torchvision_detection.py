@@ -24,9 +24,10 @@ from torchvision.ops import FrozenBatchNorm2d
 from dethandlers.detections import Detections
 from dethandlers.errors import ArtefactError
 from dethandlers.families import Batch, Limits
+from dethandlers.families.torchvision_onnx import detections_of
 from dethandlers.postprocess import encode_masks, scale_boxes
 from dethandlers.preprocess import Prepared, normalise, pad_to_multiple, resize, shorter_side_size
-from dethandlers.spec import Spec
+from dethandlers.spec import Preprocessing, Spec
 
 # Arguments of the builders that the request's options set.
 REQUEST_ARGUMENTS = ("box_score_thresh", "score_thresh", "box_detections_per_img", "detections_per_img")
@@ -86,6 +87,24 @@ def build_module(spec: Spec, state: Mapping[str, torch.Tensor]) -> nn.Module:
     return module.eval()
 
 
+def transform_settings(module: nn.Module) -> Preprocessing:
+    """Return what a model's own transform does, in the spec's words."""
+    transform: Any = module.transform
+    size = transform.fixed_size
+    return Preprocessing(
+        resize="shorter_side" if size is None else "stretch",
+        size=Preprocessing.size if size is None else (int(size[1]), int(size[0])),
+        shorter_side=int(transform.min_size[-1]),
+        longer_side=int(transform.max_size),
+        divisor=int(transform.size_divisible),
+        channel_order="rgb",
+        pad_value=0.0,
+        scale=1 / 255,
+        mean=tuple(float(value) for value in transform.image_mean),  # type: ignore[arg-type]
+        std=tuple(float(value) for value in transform.image_std),  # type: ignore[arg-type]
+    )
+
+
 def _arguments(builder: str, module: nn.Module) -> set[str]:
     """Return what a builder and its model take by name: torchvision's models swallow any other keyword in silence."""
     makers: list[Any] = [get_model_builder(builder), *type(module).__mro__[:-1]]
@@ -114,17 +133,9 @@ def describe_misfit(expected: Mapping[str, torch.Tensor], got: Mapping[str, torc
 
 
 class TorchvisionFamily:
-    """Faster R-CNN, Mask R-CNN, Keypoint R-CNN, RetinaNet, FCOS, SSD, SSDlite.
-
-    Raises:
-        ArtefactError: the spec names a runtime that this family has no network for.
-    """
+    """Faster R-CNN, Mask R-CNN, Keypoint R-CNN, RetinaNet, FCOS, SSD, SSDlite; by torch, or as exported to ONNX."""
 
     def __init__(self, spec: Spec) -> None:
-        if spec.runtime != "torch":
-            raise ArtefactError(
-                f"runtime: got {spec.runtime!r} with family 'torchvision', expected 'torch'. Correct the spec."
-            )
         self.spec = spec
         self.capabilities = frozenset(
             name for name, word in (("masks", "maskrcnn"), ("keypoints", "keypointrcnn")) if word in spec.builder
@@ -133,33 +144,33 @@ class TorchvisionFamily:
         for label, category in enumerate(spec.categories):
             lookup[category.model_label] = label
         self._label_of_model_label = lookup
-        self._min_size, self._max_size, self._divisor = 800, 1333, 32
-        self._fixed_size: tuple[int, int] | None = None
-        self._mean: tuple[float, ...] = (0.485, 0.456, 0.406)
-        self._std: tuple[float, ...] = (0.229, 0.224, 0.225)
+        self._settings = spec.preprocessing
 
     def build(self, weights: Path) -> nn.Module:
         """Build the model from the archive's safetensors; its transform's settings are kept and taken over."""
         module = build_module(self.spec, load_file(weights))
-        transform = module.transform
-        self._min_size, self._max_size = int(transform.min_size[-1]), int(transform.max_size)  # type: ignore[index, arg-type, union-attr]
-        self._divisor = int(transform.size_divisible)  # type: ignore[arg-type, union-attr]
-        if transform.fixed_size is not None:  # type: ignore[union-attr]
-            width, height = transform.fixed_size  # type: ignore[misc, union-attr]
-            self._fixed_size = (int(height), int(width))
-        self._mean = tuple(float(value) for value in transform.image_mean)  # type: ignore[union-attr]
-        self._std = tuple(float(value) for value in transform.image_std)  # type: ignore[union-attr]
+        self._settings = transform_settings(module)
         return _Core(module)
 
     def prepare(self, image: torch.Tensor) -> Prepared:
         """Normalise, resize and pad one image as torchvision does for that image alone."""
+        settings = self._settings
         original = (int(image.shape[-2]), int(image.shape[-1]))
-        size = self._fixed_size or shorter_side_size(original, self._min_size, self._max_size)
-        pixels = resize(normalise(image.float() / 255.0, self._mean, self._std), size)
-        return Prepared(pad_to_multiple(pixels, self._divisor), original, size)
+        size = (
+            settings.size
+            if settings.resize == "stretch"
+            else shorter_side_size(original, settings.shorter_side, settings.longer_side)
+        )
+        pixels = resize(normalise(image.float() / 255.0, settings.mean, settings.std), size)
+        return Prepared(pad_to_multiple(pixels, settings.divisor), original, size)
 
     def decode(self, outputs: Any, prepared: Sequence[Prepared], limits: Limits) -> list[Detections]:
         """Scale boxes, masks and keypoints to the original images; drop what the category map does not know."""
+        if self.spec.runtime == "onnx":
+            decoding = self.spec.decoding
+            outputs = [
+                detections_of(output, nms=decoding.nms, nms_iou=decoding.nms_iou, limits=limits) for output in outputs
+            ]
         return [self._decode_one(output, source, limits) for output, source in zip(outputs, prepared, strict=True)]
 
     def _decode_one(self, output: dict[str, torch.Tensor], source: Prepared, limits: Limits) -> Detections:

@@ -1,0 +1,205 @@
+"""An ONNX file that says what it is: spec, category map, golden image and the facts of its export, as its metadata.
+
+The keys are ``detserve.spec``, ``detserve.category_map``, ``detserve.golden`` and ``detserve.export``, each JSON, so
+that any reader of ONNX shows them; ``names`` holds the classes in the form that other tools read.
+"""
+
+import base64
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torchvision
+from dethandlers import __version__
+from dethandlers.artefact import Golden, category_map_json, golden_json, parse_category_map
+from dethandlers.detections import Detections
+from dethandlers.errors import ArtefactError
+from dethandlers.spec import Spec
+
+from detserve.errors import ArchiveError, ExportError
+from detserve.export.tracing import EXPORTER
+
+SPEC_KEY = "detserve.spec"
+CATEGORY_MAP_KEY = "detserve.category_map"
+GOLDEN_KEY = "detserve.golden"
+EXPORT_KEY = "detserve.export"
+NAMES_KEY = "names"
+
+
+@dataclass(frozen=True)
+class ExportFacts:
+    """How a file came about.
+
+    Attributes:
+        detserve: version.
+        torch: version.
+        torchvision: version.
+        exporter: which of torch's.
+        opset: ONNX operator set.
+        precision: of the layers.
+        nms: ``host`` or ``graph``.
+        dynamic: of ``batch`` and ``size``, what is.
+        input_range: ``{"batch" | "height" | "width": [least, most or None]}``.
+    """
+
+    detserve: str
+    torch: str
+    torchvision: str
+    exporter: str
+    opset: int
+    precision: str
+    nms: str
+    dynamic: tuple[str, ...]
+    input_range: dict[str, tuple[int, int | None]]
+
+    @classmethod
+    def of(
+        cls,
+        precision: str,
+        opset: int,
+        dynamic: tuple[str, ...],
+        input_range: dict[str, tuple[int, int | None]],
+        spec: Spec,
+    ) -> "ExportFacts":
+        """Return the facts of an export by this detserve and this torch."""
+        return cls(
+            detserve=__version__,
+            torch=torch.__version__,
+            torchvision=torchvision.__version__,
+            exporter=EXPORTER,
+            opset=opset,
+            precision=precision,
+            nms=spec.decoding.nms,
+            dynamic=dynamic,
+            input_range=input_range,
+        )
+
+
+@dataclass(frozen=True)
+class DescribedFile:
+    """What a self-describing ONNX file says.
+
+    Attributes:
+        spec: of the model, with its category map.
+        golden: name of the golden image, and what eager found in it; None where the file holds none.
+        facts: of the export, as JSON values.
+    """
+
+    spec: Spec
+    golden: tuple[str, Golden] | None
+    facts: dict[str, Any]
+
+
+def write_described(
+    content: bytes,
+    spec: Spec,
+    facts: ExportFacts,
+    golden: tuple[str, Golden],
+    defaults: Mapping[str, torch.Tensor],
+) -> bytes:
+    """Put the description, and the defaults of optional inputs, into an ONNX file.
+
+    The same arguments give the same bytes.
+
+    Args:
+        content: the exporter's file.
+        spec: of the model.
+        facts: of the export.
+        golden: name of the golden image, and eager's detections.
+        defaults: values of the inputs that may be left out.
+
+    Raises:
+        ExportError: the exporter's file is not valid ONNX.
+    """
+    onnx = _onnx()
+    model = onnx.load_from_string(content)
+    for name, value in defaults.items():
+        model.graph.initializer.append(onnx.numpy_helper.from_array(value.numpy(), name))
+    name, shown = golden
+    described = {
+        SPEC_KEY: spec.to_json(),
+        CATEGORY_MAP_KEY: category_map_json(spec.categories),
+        GOLDEN_KEY: {**golden_json(shown, name), "image_base64": base64.b64encode(shown.image).decode("ascii")},
+        EXPORT_KEY: asdict(facts),
+        NAMES_KEY: {label: category.name for label, category in enumerate(spec.categories)},
+    }
+    onnx.helper.set_model_props(model, {key: _json(value) for key, value in described.items()})
+    model.producer_name, model.producer_version = "detserve", __version__
+    model.graph.name = spec.name
+    model.graph.doc_string = spec.description
+    try:
+        onnx.checker.check_model(model)
+    except (onnx.checker.ValidationError, ValueError) as error:
+        raise ExportError(f"the exported graph is not valid ONNX: {str(error)[:400]}") from error
+    written: bytes = model.SerializeToString(deterministic=True)
+    return written
+
+
+def read_described(path: Path) -> DescribedFile | None:
+    """Read what an ONNX file says of itself; None when it says nothing.
+
+    Raises:
+        ArchiveError: no ONNX file, or a description that cannot be read.
+    """
+    properties = read_properties(path)
+    if SPEC_KEY not in properties or CATEGORY_MAP_KEY not in properties:
+        return None
+    try:
+        categories = parse_category_map(json.loads(properties[CATEGORY_MAP_KEY]))
+        spec = Spec.from_json(json.loads(properties[SPEC_KEY]), categories)
+        golden = _golden(json.loads(properties[GOLDEN_KEY])) if GOLDEN_KEY in properties else None
+        facts = json.loads(properties.get(EXPORT_KEY, "{}"))
+    except (ArtefactError, KeyError, TypeError, ValueError) as error:
+        raise ArchiveError(
+            f"{path.name}: its description is damaged or of another version ({error}). Export it again."
+        ) from error
+    return DescribedFile(spec, golden, facts)
+
+
+def read_properties(path: Path) -> dict[str, str]:
+    """Return an ONNX file's metadata.
+
+    Raises:
+        ArchiveError: it is no ONNX file.
+    """
+    onnx = _onnx()
+    try:
+        model = onnx.load(str(path), load_external_data=False)
+    except Exception as error:  # protobuf's errors share no root
+        raise ArchiveError(f"{path.name}: not an ONNX file, or damaged ({error}).") from error
+    if not model.graph.node:
+        raise ArchiveError(f"{path.name}: not an ONNX file, or an empty one: it holds no operators.")
+    return {one.key: one.value for one in model.metadata_props}
+
+
+def _golden(value: dict[str, Any]) -> tuple[str, Golden]:
+    found = Detections(
+        np.asarray(value["boxes_xyxy"], dtype=np.float32).reshape(-1, 4),
+        np.asarray(value["scores"], dtype=np.float32),
+        np.asarray(value["labels"], dtype=np.int64),
+    )
+    image = base64.b64decode(value["image_base64"], validate=True)
+    golden = Golden(image, float(value["score_threshold"]), int(value["max_detections"]), found)
+    return Path(str(value["image"])).name, golden
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, ensure_ascii=False)
+
+
+def _onnx() -> Any:
+    try:
+        import onnx
+    except ImportError as error:
+        raise ExportError(
+            "ONNX files need the package onnx, which is not installed. Install detserve[onnx], or detserve[onnx-gpu]."
+        ) from error
+    import onnx.checker
+    import onnx.helper
+    import onnx.numpy_helper
+
+    return onnx
