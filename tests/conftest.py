@@ -11,6 +11,14 @@ Serve = Callable[[list[Path], str], str]
 """Starts a server for some archives as the instance of that name, and returns the name."""
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _cache(tmp_path_factory) -> Iterator[None]:
+    """A cache of the tests' own, also for the workers of the servers that they start."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DETSERVE_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The folder with real photographs, annotations and detectors; its tests are skipped where there is none."""
