@@ -6,23 +6,19 @@ For a foreign ONNX file there is no framework model; its references are those of
 """
 
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
-import numpy as np
-import numpy.typing as npt
-import torch
-import torchvision
 from dethandlers.artefact import load_artefact
 from dethandlers.detections import Category, Detections
-from dethandlers.errors import ArtefactError
-from dethandlers.families.torchvision_detection import build_module
-from dethandlers.runtimes.torch_runtime import set_tf32
 from dethandlers.spec import Spec
 
 from detserve.checkpoint import load_state_dict
+from detserve.eager_exported import ExportedEager
 from detserve.eager_image import decode_rgb as decode_rgb
 from detserve.eager_onnx import ONNX_REFERENCES
+from detserve.eager_torchvision import TorchvisionEager as TorchvisionEager
 from detserve.errors import CheckpointError, DetserveError, SpecError
+from detserve.export.onnx_file import require_described
 from detserve.mar import unpacked
 from detserve.model_store import archive_path, spec_path
 from detserve.resolve import resolve_spec
@@ -57,7 +53,7 @@ def load_eager(
     its weights. When those weights are not there, the archive's own weights are run, and ``source`` says so.
 
     Args:
-        model: name in the model store, a ``.yaml`` spec or a ``.mar`` archive.
+        model: name in the model store, a ``.yaml`` spec, a ``.mar`` archive or an exported ``.onnx`` file.
         model_store: where names are looked up.
         spec: a spec instead of the model store's.
         weights: a checkpoint instead of the spec's.
@@ -67,6 +63,8 @@ def load_eager(
         DetserveError: no source is found, or it cannot be loaded.
     """
     path = Path(model)
+    if spec is None and path.suffix == ".onnx":
+        return eager_from_file(path)
     if spec is None and path.suffix in (".yaml", ".yml"):
         spec = path
     if spec is None and path.suffix != ".mar" and spec_path(model_store, str(model)).is_file():
@@ -93,10 +91,16 @@ def eager_from_source(spec: Spec, checkpoint: Path, *, device: str = "cpu") -> E
     Raises:
         DetserveError: the checkpoint cannot be read or does not fit.
     """
-    if spec.family == "torchvision":
+    if spec.family == "torchvision" and spec.runtime == "torch":
         state = load_state_dict(checkpoint)
         return TorchvisionEager(resolve_spec(spec, state), state, source=f"{checkpoint}", device=device)
     return _onnx_reference(resolve_spec(spec, None), checkpoint, source=f"{checkpoint}")
+
+
+def eager_from_file(path: Path) -> EagerModel:
+    """Load the reference for an exported ONNX file: the file itself, read plainly."""
+    described = require_described(path)
+    return _onnx_reference(described.spec, path, source=f"{path.name} itself (its source checkpoint is not inside)")
 
 
 def eager_from_archive(archive: Path, *, device: str = "cpu") -> EagerModel:
@@ -104,73 +108,17 @@ def eager_from_archive(archive: Path, *, device: str = "cpu") -> EagerModel:
     with unpacked(archive) as folder:
         artefact = load_artefact(folder)
         source = f"the weights inside {archive.name} (its source checkpoint was not found)"
-        if artefact.spec.family == "torchvision":
+        if artefact.spec.family == "torchvision" and artefact.spec.runtime == "torch":
             return TorchvisionEager(artefact.spec, load_state_dict(artefact.weights), source=source, device=device)
         return _onnx_reference(artefact.spec, artefact.weights, source=source)
 
 
 def _onnx_reference(spec: Spec, weights: Path, *, source: str) -> EagerModel:
+    if spec.family == "torchvision":
+        return ExportedEager(spec, weights, source=source)
     if spec.family not in ONNX_REFERENCES:
         raise SpecError(
             f"family: got {spec.family!r}, which has no eager reference; expected torchvision, "
             f"{', '.join(sorted(ONNX_REFERENCES))}. Correct the spec."
         )
     return ONNX_REFERENCES[spec.family](spec, weights, source=source)
-
-
-class TorchvisionEager:
-    """torchvision's model, its own transform and its own forward, one image at a time in float32.
-
-    Raises:
-        CheckpointError: the weights do not fit.
-    """
-
-    def __init__(self, spec: Spec, state: dict[str, torch.Tensor], *, source: str, device: str = "cpu") -> None:
-        self.categories = spec.categories
-        self.source = f"torchvision {torchvision.__version__} {spec.builder}, {source}, on {device}"
-        self._label_of = {category.model_label: label for label, category in enumerate(spec.categories)}
-        self._device = torch.device(device)
-        set_tf32(allowed=False)
-        try:
-            self._module = build_module(spec, state).to(self._device)
-        except ArtefactError as error:
-            raise CheckpointError(str(error)) from error
-
-    def detect(
-        self, image: bytes, score_threshold: float, max_detections: int, *, masks: bool = False, keypoints: bool = False
-    ) -> Detections:
-        """Find objects in one encoded image.
-
-        Raises:
-            DetserveError: it is no image.
-        """
-        heads: Any = getattr(self._module, "roi_heads", self._module)
-        heads.score_thresh = score_threshold
-        heads.detections_per_img = max_detections
-        pixels = torch.from_numpy(decode_rgb(image)).permute(2, 0, 1).float() / 255.0
-        with torch.inference_mode():
-            (found,) = self._module([pixels.to(self._device)])
-        found = {name: tensor.cpu() for name, tensor in found.items()}
-        known = [place for place, label in enumerate(found["labels"].tolist()) if label in self._label_of]
-        labels = [self._label_of[int(found["labels"][place])] for place in known]
-        return Detections(
-            found["boxes"][known].numpy(),
-            found["scores"][known].numpy(),
-            np.asarray(labels, dtype=np.int64),
-            masks=_rle(found["masks"][known]) if masks and "masks" in found else None,
-            keypoints=_keypoints(found, known) if keypoints and "keypoints" in found else None,
-        )
-
-
-def _rle(masks: torch.Tensor) -> list[dict[str, Any]]:
-    """Encode ``(N, 1, H, W)`` probabilities by pycocotools."""
-    from pycocotools import mask as coco_mask
-
-    encoded = [coco_mask.encode(np.asfortranarray((one[0] > 0.5).numpy().astype(np.uint8))) for one in masks]
-    return [{"size": list(rle["size"]), "counts": rle["counts"].decode("ascii")} for rle in encoded]
-
-
-def _keypoints(found: dict[str, torch.Tensor], known: list[int]) -> npt.NDArray[np.float32]:
-    points = found["keypoints"][known].clone()
-    points[..., 2] = found["keypoints_scores"][known]
-    return np.asarray(points.numpy(), dtype=np.float32)

@@ -6,7 +6,8 @@ that any reader of ONNX shows them; ``names`` holds the classes in the form that
 
 import base64
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import numpy as np
 import torch
 import torchvision
 from dethandlers import __version__
-from dethandlers.artefact import Golden, category_map_json, golden_json, parse_category_map
+from dethandlers.artefact import Artefact, Golden, category_map_json, golden_json, parse_category_map
 from dethandlers.detections import Detections
 from dethandlers.errors import ArtefactError
 from dethandlers.spec import Spec
@@ -158,6 +159,30 @@ def read_described(path: Path) -> DescribedFile | None:
             f"{path.name}: its description is damaged or of another version ({error}). Export it again."
         ) from error
     return DescribedFile(spec, golden, facts)
+
+
+def require_described(path: Path) -> DescribedFile:
+    """Read what an ONNX file says of itself.
+
+    Raises:
+        ArchiveError: no ONNX file, or one that says nothing.
+    """
+    if not path.is_file():
+        raise ArchiveError(f"{path}: is no file. Give the path of an ONNX file.")
+    described = read_described(path)
+    if described is None:
+        raise ArchiveError(
+            f"{path.name}: got an ONNX file without a description, expected one that `detserve export` wrote. Describe "
+            f"a foreign file by a spec (runtime: onnx) and give the file with --weights {path.name}."
+        )
+    return described
+
+
+@contextmanager
+def described_artefact(path: Path) -> Iterator[Artefact]:
+    """Hold an exported file as an artefact that the worker's detector can load."""
+    described = require_described(path)
+    yield Artefact(path.parent, described.spec, path, described.golden[1] if described.golden else None)
 
 
 def read_properties(path: Path) -> dict[str, str]:

@@ -88,7 +88,7 @@ def rehearse(content: bytes, spec: Spec, golden: Golden, eager: EagerModel) -> R
 
 
 def variants(image: bytes) -> list[bytes]:
-    """Return the image smaller, turned by a quarter, and its upper left part; without loss, so that all see the same."""
+    """Return the image smaller, turned by a quarter, and its upper left part; as PNG, so that nothing is lost."""
     with Image.open(io.BytesIO(image)) as opened:
         whole = ImageOps.exif_transpose(opened).convert("RGB")
     width, height = whole.size

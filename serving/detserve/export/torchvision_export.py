@@ -11,7 +11,7 @@ from dethandlers.spec import Decoding, Preprocessing, Spec
 from torch import nn
 
 from detserve.errors import CheckpointError, ExportError
-from detserve.export import ExportOptions, Graph
+from detserve.export.exporters import ExportOptions, Graph
 from detserve.export.torchvision_graphs import ONE_STAGE, OneStage, TwoStage
 from detserve.export.tracing import Signature, trace
 
@@ -39,8 +39,8 @@ def export_torchvision(spec: Spec, state: Mapping[str, torch.Tensor], options: E
     dynamic = _dynamic(spec, settings, options, one_stage=one_stage)
     if options.nms == "host" and not one_stage:
         raise ExportError(
-            f"nms: got 'host' with {spec.builder}, whose second stage needs the kept proposals inside the graph. Export "
-            "it with --nms graph."
+            f"nms: got 'host' with {spec.builder}, whose second stage needs the kept proposals inside the graph. "
+            "Export it with --nms graph."
         )
     nms = options.nms or ("host" if one_stage else "graph")
     decoding = Decoding(strides=(), nms_iou=float(getattr(module, "roi_heads", module).nms_thresh), nms=nms)  # type: ignore[arg-type]
@@ -49,7 +49,7 @@ def export_torchvision(spec: Spec, state: Mapping[str, torch.Tensor], options: E
     graph: nn.Module = (
         OneStage(module, _DTYPES[options.precision], nms=nms == "graph")
         if one_stage
-        else TwoStage(module, _DTYPES[options.precision])  # type: ignore[arg-type]
+        else TwoStage(module, _DTYPES[options.precision])
     )
     example = _example(settings, 1 if "batch" not in dynamic else 2, options.batch, dynamic)
     sizes = {} if settings.resize == "stretch" else {IMAGE_SIZES: _sizes(example)}
@@ -130,9 +130,7 @@ def _signature(graph: nn.Module, inputs: tuple[str, ...], dynamic: tuple[str, ..
     return Signature(inputs, outputs, {name: one for name, one in axes.items() if name in (*inputs, *outputs)})
 
 
-def _input_range(
-    settings: Preprocessing, dynamic: tuple[str, ...], batch: int
-) -> dict[str, tuple[int, int | None]]:
+def _input_range(settings: Preprocessing, dynamic: tuple[str, ...], batch: int) -> dict[str, tuple[int, int | None]]:
     images = (1, None) if "batch" in dynamic else (batch, batch)
     if settings.resize == "stretch":
         height, width = settings.size

@@ -40,6 +40,7 @@ class LevelCandidates(nn.Module):
         self._dtype = dtype
 
     def forward(self, images: Tensor, image_sizes: Tensor) -> Candidates:
+        """Take ``(B, 3, h, w)`` and ``(B, 2)`` int64 ``(h, w)`` px of the images inside."""
         module = self.module
         features = list(module.backbone(images.to(self._dtype)).values())
         outputs = {name: value.float() for name, value in module.head(features).items()}
@@ -100,6 +101,7 @@ class ClassCandidates(nn.Module):
         self._dtype = dtype
 
     def forward(self, images: Tensor) -> Candidates:
+        """Take ``(B, 3, h, w)`` of the model's fixed size."""
         module = self.module
         outputs = module.head(list(module.backbone(images.to(self._dtype)).values()))
         deltas, logits = outputs["bbox_regression"].float(), outputs["cls_logits"].float()
@@ -129,7 +131,7 @@ class OneStage(nn.Module):
     """Candidates, or with NMS in the graph detections, of a batch.
 
     Without NMS: boxes ``(B, K, 4)``, scores ``(B, K)``, labels ``(B, K)``.
-    With NMS: boxes ``(B, D, 4)``, scores ``(B, D)``, labels ``(B, D)``, ``num_detections (B,)``; the places beyond are 0.
+    With NMS: boxes ``(B, D, 4)``, scores ``(B, D)``, labels ``(B, D)``, ``num_detections (B,)``, beyond which all is 0.
     """
 
     def __init__(self, module: nn.Module, dtype: torch.dtype, *, nms: bool) -> None:
@@ -141,6 +143,7 @@ class OneStage(nn.Module):
         self._nms = nms
 
     def forward(self, images: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
+        """Take images, their sizes where they are free, and threshold and maximum where NMS is in the graph."""
         sizes = others[:1] if self.takes_sizes else ()
         candidates: Candidates = self.candidates(images, *sizes)
         if not self._nms:
@@ -177,6 +180,7 @@ class TwoStage(nn.Module):
         self._dtype = dtype
 
     def forward(self, images: Tensor, image_sizes: Tensor, threshold: Tensor, most: Tensor) -> tuple[Tensor, ...]:
+        """Take ``(1, 3, h, w)``, ``(1, 2)`` int64 ``(h, w)`` px, ``()`` float32 and ``()`` int64."""
         features = self.module.backbone(images.to(self._dtype))
         proposals = self._proposals(images, features, image_sizes)
         maps = {name: value.float() for name, value in features.items()}
@@ -217,9 +221,7 @@ class TwoStage(nn.Module):
         boxes, scores = _clip(boxes, image_sizes), torch.sigmoid(best)
         alive = _large(boxes, rpn.min_size) & (scores >= rpn.score_thresh)
         every = torch._shape_as_tensor(scores)[1]
-        kept = suppress_planes(
-            boxes, scores, levels, alive, classes=len(maps), most=every, iou=float(rpn.nms_thresh)
-        )
+        kept = suppress_planes(boxes, scores, levels, alive, classes=len(maps), most=every, iou=float(rpn.nms_thresh))
         _, order = least_topk(scores[0][kept], rpn._post_nms_top_n["testing"], axis=0)
         return boxes[0][kept[order]]
 

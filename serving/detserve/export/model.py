@@ -1,0 +1,145 @@
+"""Exporting: from a spec and its checkpoint to an ONNX file that says what it is and equals what it was made from.
+
+    spec + checkpoint ─► resolve ─► the family's exporter ─► graph ─┐
+    golden image ─► eager on the source checkpoint ─────────────────┤─► one file: graph, spec, category map, golden
+                                                                    │   detections ─► the worker's own code must find
+                                                                    │   what eager finds, at several sizes ─► NAME.onnx
+
+Nothing is written before everything has been checked.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from dethandlers.artefact import Golden, digest_file
+from dethandlers.spec import Source, Spec
+
+from detserve.archive import checkpoint_path, golden_detections, golden_image_of
+from detserve.checkpoint import load_state_dict
+from detserve.eager import eager_from_source
+from detserve.errors import ExportError
+from detserve.export.exporters import EXPORTERS, FREE_AXES, ExportOptions, exporter_of
+from detserve.export.onnx_file import ExportFacts, write_described
+from detserve.export.rehearsal import Rehearsal, rehearse
+from detserve.resolve import resolve_spec
+
+
+@dataclass(frozen=True)
+class ExportedFile:
+    """What was exported.
+
+    Attributes:
+        path: the ONNX file.
+        spec: as inside the file.
+        facts: exporter, versions, opset, precision, dynamic axes.
+        rehearsal: how far its detections lie from eager's.
+        golden_detections: how many eager found on the golden image.
+        notes: what a person should know.
+    """
+
+    path: Path
+    spec: Spec
+    facts: ExportFacts
+    rehearsal: Rehearsal
+    golden_detections: int
+    notes: tuple[str, ...]
+
+
+def export_model(
+    spec: Spec,
+    *,
+    folder: Path,
+    out: Path,
+    weights: Path | None = None,
+    golden_image: Path | None = None,
+    options: ExportOptions | None = None,
+    force: bool = False,
+    on_progress: Callable[[str], None] = lambda _: None,
+) -> ExportedFile:
+    """Export a model to an ONNX file.
+
+    Args:
+        spec: what to export.
+        folder: what the spec's paths are relative to.
+        out: the file to write.
+        weights: checkpoint instead of the spec's.
+        golden_image: image instead of the spec's.
+        options: how; None is the defaults.
+        force: replace an existing file.
+        on_progress: told what is being done.
+
+    Raises:
+        DetserveError: something does not fit, or what the file finds is not what eager finds; no file is left.
+    """
+    options = options or ExportOptions()
+    _check(spec, out, options, force=force)
+    checkpoint = checkpoint_path(spec, folder, weights)
+    image = golden_image_of(spec, folder, golden_image)
+    on_progress(f"reading {checkpoint}")
+    state = load_state_dict(checkpoint)
+    resolved = resolve_spec(spec, state)
+    on_progress(f"exporting {spec.builder or spec.family} in {options.precision}")
+    graph = exporter_of(spec.family)(resolved, state, options)
+    packed = replace(
+        resolved,
+        runtime="onnx",
+        weights="model.onnx",
+        golden_image="",
+        preprocessing=graph.preprocessing,
+        decoding=graph.decoding,
+        serving=replace(spec.serving, precision=options.precision),
+        source=Source(checkpoint.name, digest_file(checkpoint)),
+    )
+    on_progress("eager inference on the golden image")
+    eager = eager_from_source(spec, checkpoint)
+    name, golden = golden_detections(eager, image, packed.serving)
+    facts = ExportFacts.of(options.precision, options.opset, graph.dynamic, graph.input_range, packed)
+    content = write_described(graph.content, packed, facts, (name, golden), graph.defaults)
+    on_progress("the worker's code finds in the file what eager finds")
+    rehearsal = rehearse(content, packed, golden, eager)
+    if rehearsal.drift:
+        raise ExportError(
+            f"not exported: {rehearsal.drift}. The file would answer differently from the {packed.builder} that it "
+            "was made from; serve it with runtime: torch"
+            + (", or export it with --precision fp32." if options.precision != "fp32" else ".")
+        )
+    _write(out, content)
+    return ExportedFile(out, packed, facts, rehearsal, len(golden.detections), tuple(_notes(golden)))
+
+
+def _check(spec: Spec, out: Path, options: ExportOptions, *, force: bool) -> None:
+    if spec.family not in EXPORTERS or spec.runtime != "torch":
+        raise ExportError(
+            f"family {spec.family!r} with runtime {spec.runtime!r}: there is nothing to export, expected a spec of "
+            f"family {' or '.join(EXPORTERS)} with runtime torch. An ONNX file is packed by `detserve archive`."
+        )
+    if out.suffix != ".onnx":
+        raise ExportError(f"out: got {out.name}, expected a name that ends in .onnx. Correct --out.")
+    if out.exists() and not force:
+        raise ExportError(f"out: {out} exists already. Replace it with --force, or choose another with --out.")
+    if not out.parent.is_dir():
+        raise ExportError(f"out: got {out}, but there is no folder {out.parent}. Make it, or correct --out.")
+    unknown = [axis for axis in options.dynamic or () if axis not in FREE_AXES]
+    if unknown:
+        raise ExportError(f"dynamic: got {unknown[0]!r}, expected batch, size, both with a comma, or none.")
+    if options.batch < 1:
+        raise ExportError(f"batch: got {options.batch}, expected 1 or more. Correct --batch.")
+
+
+def _notes(golden: Golden) -> list[str]:
+    if len(golden.detections):
+        return []
+    return [
+        "eager finds nothing on the golden image, so the comparison sees less: compare on your own images with --verify"
+    ]
+
+
+def _write(out: Path, content: bytes) -> None:
+    part = out.with_name(f".{out.name}.part")
+    try:
+        part.write_bytes(content)
+        part.replace(out)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise ExportError(f"out: {out} cannot be written ({error}).") from error
