@@ -1,15 +1,23 @@
-"""The onnx runtime: CUDA provider on the GPU, CPU provider otherwise; what runs is reported, never lowered silently."""
+"""The onnx runtime: CUDA provider on the GPU, CPU provider otherwise; what runs is reported, never lowered silently.
 
+    file ─► optimised graph (`graph_cache`) ─► session ─► batch bound where it lies (`bound_session`) ─► image by image
+
+**Precision** is the file's own: a file that `detserve export` wrote says it in its metadata, of another file the type
+of its input does. The spec has to name the same.
+"""
+
+import json
 import os
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
+from dethandlers.bound_session import BoundSession
 from dethandlers.errors import ArtefactError
 from dethandlers.families import Batch, Family
-from dethandlers.spec import Spec
+from dethandlers.graph_cache import graph_key, open_with_cache
+from dethandlers.spec import Serving, Spec
 
 # Besides the images, its first input, a file may take these; `detserve export` writes files that do.
 IMAGE_SIZES = "image_sizes"
@@ -19,70 +27,110 @@ SCORE_THRESHOLD = "score_threshold"
 MAX_DETECTIONS = "max_detections"
 """``()`` int64: most detections per image."""
 
+EXPORT_METADATA = "detserve.export"
+"""Key of the metadata in which `detserve export` says how a file was made: JSON, with ``precision``."""
+
+_CPU, _CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
+_INPUT_DTYPES = {"tensor(float)": torch.float32, "tensor(float16)": torch.float16}
+
 
 class OnnxRuntime:
     """Runs an ONNX file by onnxruntime. A file with a fixed batch size is fed in chunks of that size.
 
     Raises:
-        ArtefactError: onnxruntime is missing, the GPU was asked for and its provider did not start, or the file and
-            the spec disagree.
+        ArtefactError: onnxruntime is missing or broken, the GPU was asked for and its provider did not start, or the
+            file and the spec disagree.
     """
 
     def __init__(self, spec: Spec, family: Family, weights: Path, device: torch.device) -> None:  # noqa: ARG002
-        try:
-            import onnxruntime
-        except ImportError as error:
+        onnxruntime = _onnxruntime()
+        self.device = device
+        self.version = str(onnxruntime.__version__)
+        self.provider = _CUDA if device.type == "cuda" else _CPU
+        self._serving = spec.serving
+        # onnxruntime does not look at the variables that tell torch: it takes every core.
+        self._threads = spec.serving.threads or int(os.environ.get("OMP_NUM_THREADS") or 0)
+        available = onnxruntime.get_available_providers()
+        if self.provider not in available:
             raise ArtefactError(
-                "runtime 'onnx' needs onnxruntime, which is not installed. Install detserve[onnx] for the CPU or "
-                "detserve[onnx-gpu] for the GPU (one of the two)."
-            ) from error
-        if spec.serving.precision != "fp32":
-            raise ArtefactError(
-                f"precision: got {spec.serving.precision!r} with runtime 'onnx', whose precision is the file's own. "
-                "Set precision: fp32."
+                f"device: got {device}, but onnxruntime {self.version} has only {', '.join(available)}. "
+                "Install detserve[onnx-gpu] in place of detserve[onnx], or set device: cpu."
             )
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3
-        # onnxruntime does not look at the variables that tell torch: it takes every core, and its threads spin while
-        # they wait, which costs the server and the other workers of a small machine more than it gains.
-        threads = spec.serving.threads or int(os.environ.get("OMP_NUM_THREADS") or 0)
-        options.intra_op_num_threads = threads
-        if os.environ.get("OMP_WAIT_POLICY", "").lower() == "passive":
-            options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        wanted = "CUDAExecutionProvider" if device.type == "cuda" else "CPUExecutionProvider"
-        if wanted not in onnxruntime.get_available_providers():
-            raise ArtefactError(
-                f"device: got {device}, but onnxruntime {onnxruntime.__version__} has only "
-                f"{', '.join(onnxruntime.get_available_providers())}. Install detserve[onnx-gpu] in place of "
-                "detserve[onnx], or set device: cpu."
-            )
-        provider: Any = (wanted, {"device_id": device.index or 0}) if device.type == "cuda" else wanted
-        try:
-            self._session = onnxruntime.InferenceSession(str(weights), options, providers=[provider])
-        except Exception as error:
-            raise ArtefactError(f"{weights.name} cannot be loaded by onnxruntime: {error}") from error
-        running = self._session.get_providers()
-        if wanted not in running:
-            raise ArtefactError(
-                f"device: got {device}, but onnxruntime started {', '.join(running)} instead of {wanted}. "
-                "Check that its CUDA and cuDNN versions match the driver, or set device: cpu."
-            )
-        self.provider = wanted
-        self.version = onnxruntime.__version__
-        # The images are prepared where they are decoded; onnxruntime copies the batch to its device.
-        self.device = torch.device("cpu")
-        self._runs_on = device
-        self._threads = threads
-        self._input = self._session.get_inputs()[0]
-        self._takes = {
-            one.name for one in (*self._session.get_inputs(), *self._session.get_overridable_initializers())
-        }
-        self._gives = [one.name for one in self._session.get_outputs()]
-        fixed = self._input.shape[0]
+        if device.type == "cuda" and hasattr(onnxruntime, "preload_dlls"):  # since 1.21
+            # After `import torch`, whose CUDA libraries are taken where they fit; these are those of NVIDIA's packages.
+            onnxruntime.preload_dlls()
+        session, self.optimisation = self._open(onnxruntime, weights)
+        self._input = session.get_inputs()[0]
+        self._check(session, weights.name)
+        self.precision = spec.serving.precision
+        self._session = BoundSession(session, device)
+        self._takes = {one.name for one in (*session.get_inputs(), *session.get_overridable_initializers())}
+        fixed = self._input.shape[0] if self._input.shape else None
         self._fixed_batch = fixed if isinstance(fixed, int) and fixed > 0 else None
 
+    def _open(self, onnxruntime: Any, weights: Path) -> tuple[Any, str]:
+        provider_options = _cuda_options(self._serving) if self.provider == _CUDA else {}
+        device_options = {"device_id": str(self.device.index or 0)} if self.provider == _CUDA else {}
+
+        def open_session(path: Path, options: Any) -> Any:
+            providers = [(self.provider, provider_options | device_options)]
+            session = onnxruntime.InferenceSession(str(path), options, providers=providers)
+            running = session.get_providers()
+            if self.provider not in running:
+                raise ArtefactError(
+                    f"device: got {self.device}, but onnxruntime started {', '.join(running)} instead of "
+                    f"{self.provider}. Check that its CUDA and cuDNN versions match the driver, or set device: cpu."
+                )
+            return session
+
+        def optimise(save_as: Path | None) -> Any:
+            options = self._options(onnxruntime)
+            if save_as is not None:
+                options.optimized_model_filepath = str(save_as)
+            return open_session(weights, options)
+
+        def load(path: Path) -> Any:
+            options = self._options(onnxruntime)
+            options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+            return open_session(path, options)
+
+        gpu = torch.cuda.get_device_name(self.device) if self.provider == _CUDA else None
+        made_by = {"onnxruntime": self.version, "provider": self.provider, "options": provider_options, "gpu": gpu}
+        try:
+            key = graph_key(weights, {**made_by, "level": "all"})
+            return open_with_cache(key, optimise, load)
+        except ArtefactError:
+            raise
+        except Exception as error:
+            raise ArtefactError(f"{weights.name} cannot be loaded by onnxruntime: {error}") from error
+
+    def _options(self, onnxruntime: Any) -> Any:
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        options.intra_op_num_threads = self._threads
+        options.use_deterministic_compute = self._serving.deterministic
+        # Threads that spin while they wait cost the server and the other workers of a small machine more than it gains.
+        if os.environ.get("OMP_WAIT_POLICY", "").lower() == "passive":
+            options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        return options
+
+    def _check(self, session: Any, name: str) -> None:
+        """Hold the file's input and precision against the spec."""
+        if self._input.type not in _INPUT_DTYPES:
+            raise ArtefactError(
+                f"{name}: got an input {self._input.name} of {self._input.type}, expected one of "
+                f"{', '.join(_INPUT_DTYPES)}. Export the file again with such an input."
+            )
+        precision = _precision(session.get_modelmeta().custom_metadata_map, self._input.type, name)
+        wanted = self._serving.precision
+        if precision != wanted:
+            raise ArtefactError(
+                f"precision: got {wanted!r} with runtime 'onnx', expected {precision!r}, the precision of {name} "
+                f"itself. Set precision: {precision}, or export the file in the precision you want."
+            )
+
     def run(self, batch: Batch) -> list[dict[str, torch.Tensor]]:
-        """Run the session on one batch.
+        """Run the session on one batch: once, or once for every fixed batch size that the file has.
 
         Returns:
             One dict per image: the file's outputs by name, without their batch dimension.
@@ -92,7 +140,9 @@ class OnnxRuntime:
         """
         step = self._fixed_batch or len(batch.pixels)
         return [
-            image for start in range(0, len(batch.pixels), step) for image in self._run(batch, slice(start, start + step))
+            image
+            for start in range(0, len(batch.pixels), step)
+            for image in self._run(batch, slice(start, start + step))
         ]
 
     def _run(self, batch: Batch, part: slice) -> list[dict[str, torch.Tensor]]:
@@ -102,44 +152,82 @@ class OnnxRuntime:
         if missing:
             pixels = torch.cat([pixels, pixels.new_zeros((missing, *pixels.shape[1:]))])
             sizes += sizes[-1:] * missing
-        feeds: dict[str, Any] = {
-            self._input.name: pixels.numpy(),
-            IMAGE_SIZES: np.asarray(sizes, dtype=np.int64),
-            SCORE_THRESHOLD: np.float32(batch.limits.score_threshold),
-            MAX_DETECTIONS: np.int64(batch.limits.max_detections),
+        feeds = {
+            self._input.name: pixels.to(self.device, _INPUT_DTYPES[self._input.type]),
+            IMAGE_SIZES: torch.tensor(sizes, dtype=torch.int64),
+            SCORE_THRESHOLD: torch.tensor(batch.limits.score_threshold, dtype=torch.float32),
+            MAX_DETECTIONS: torch.tensor(batch.limits.max_detections, dtype=torch.int64),
         }
         try:
-            outputs = self._session.run(
-                None, {name: np.asarray(value) for name, value in feeds.items() if name in self._takes}
-            )
+            outputs = self._session.run({name: value for name, value in feeds.items() if name in self._takes})
         except Exception as error:
             raise ArtefactError(
                 f"the network takes {self._input.name} {self._input.shape}, got {tuple(pixels.shape)}: {error}. "
                 "Correct preprocessing.size in the spec."
             ) from error
-        tensors = [torch.from_numpy(output) for output in outputs]
-        strange = [name for name, one in zip(self._gives, tensors, strict=True) if one.ndim == 0 or len(one) < count]
+        strange = [name for name, output in outputs.items() if output.ndim == 0 or len(output) < count]
         if strange:
             raise ArtefactError(
                 f"network output {strange[0]}: got a first dimension that is not the batch of {count}, expected one. "
                 "Export the file again, with the batch as the first dimension of every output."
             )
-        return [
-            {name: tensor[place] for name, tensor in zip(self._gives, tensors, strict=True)} for place in range(count)
-        ]
+        return [{name: output[place] for name, output in outputs.items()} for place in range(count)]
 
     def synchronise(self) -> None:
         """Nothing to wait for: a run returns when it is done."""
 
     def describe(self) -> dict[str, Any]:
         """Return what really runs."""
-        name = torch.cuda.get_device_name(self._runs_on) if self._runs_on.type == "cuda" else "CPU"
+        on_gpu = self.device.type == "cuda"
         return {
             "runtime": "onnx",
             "runtime_version": self.version,
-            "device": str(self._runs_on),
-            "device_name": name,
+            "device": str(self.device),
+            "device_name": torch.cuda.get_device_name(self.device) if on_gpu else "CPU",
             "provider": self.provider,
-            "precision": "fp32",
+            "precision": self.precision,
+            "tf32": on_gpu and self._serving.tf32,
+            "deterministic": self._serving.deterministic,
             "threads": self._threads or None,
+            "optimisation": self.optimisation,
         }
+
+
+def _onnxruntime() -> Any:
+    try:
+        import onnxruntime
+    except (ImportError, OSError) as error:
+        raise ArtefactError(
+            f"runtime 'onnx' needs onnxruntime, which is not installed or does not load ({error}). Install "
+            "detserve[onnx] for the CPU or detserve[onnx-gpu] for the GPU (one of the two)."
+        ) from error
+    if not hasattr(onnxruntime, "InferenceSession"):
+        raise ArtefactError(
+            "runtime 'onnx': got an onnxruntime without its content, which is left over when onnxruntime and "
+            "onnxruntime-gpu were both installed and one was removed. Uninstall both, then install detserve[onnx] or "
+            "detserve[onnx-gpu]."
+        )
+    return onnxruntime
+
+
+def _cuda_options(serving: Serving) -> dict[str, str]:
+    """Return the CUDA provider's options, which also decide how a graph is optimised."""
+    return {
+        # The default measures every algorithm anew for each shape of input, and images come in many.
+        "cudnn_conv_algo_search": "HEURISTIC",
+        # The default doubles the memory at each growth, beside torch's own.
+        "arena_extend_strategy": "kSameAsRequested",
+        "use_tf32": "1" if serving.tf32 else "0",
+    }
+
+
+def _precision(metadata: dict[str, str], input_type: str, name: str) -> str:
+    if EXPORT_METADATA not in metadata:
+        return "fp16" if input_type == "tensor(float16)" else "fp32"
+    try:
+        return str(json.loads(metadata[EXPORT_METADATA])["precision"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ArtefactError(
+            f"{name}: got metadata {EXPORT_METADATA!r} that is not read ({metadata[EXPORT_METADATA][:60]!r}), "
+            'expected JSON with "precision". Export the file again.'
+        ) from error
