@@ -136,7 +136,10 @@ def publish(
     dry_run: bool = False,
     force: bool = False,
 ) -> Published:
-    """Publish a checkpoint. The same checkpoint and options give the same bytes, so the same name.
+    """Publish a checkpoint.
+
+    The same checkpoint and options give the same bytes, so the same name, under one version of torch: how it lays out
+    a zip file is part of the bytes.
 
     Args:
         source: ``.pth``, ``.pt`` or ``.ckpt`` (nothing in it is executed), or ``.safetensors``.
@@ -163,13 +166,14 @@ def publish(
     if weights.versions:
         vars(state)["_metadata"] = OrderedDict(weights.versions)
     digest = digest_file(source)
-    meta, scrubbed = scrub_metadata(from_texts(texts) if texts else top.get("meta"))
-    told = {"source_sha256": digest, "weights": weights.key}
-    # A release of a release stays what it was; with more in it, it is a checkpoint that training began from a release.
-    meta[PUBLISHED] = told | (meta.get(PUBLISHED, {}) if set(top) <= set(DEFAULT_SAVE_KEYS) else {})
-    if half:
-        meta[PUBLISHED]["precision"] = "fp16"
-    others = {"meta": meta} if "meta" in save_keys else {}
+    others: dict[str, Any] = {}
+    scrubbed: list[Removed] = []
+    if "meta" in save_keys:
+        meta, scrubbed = scrub_metadata(from_texts(texts) if texts else top.get("meta"))
+        told = {"source_sha256": digest, "weights": weights.key, **({"precision": "fp16"} if half else {})}
+        # A release of a release stays what it was; with more in it, it is a checkpoint that training began from one.
+        meta[PUBLISHED] = told | (meta.get(PUBLISHED, {}) if set(top) <= set(DEFAULT_SAVE_KEYS) else {})
+        others["meta"] = meta
     others |= plain_values({key: top[key] for key in extra}, "", scrubbed)
     plain = bare and set(texts) <= {"format"} and suffix != _SAFETENSORS
     release = _Release(state, others, plain or (not others and bare))
@@ -195,7 +199,7 @@ def publish(
         averaged=weights.averaged,
         half=half,
         dropped=tuple(dropped),
-        scrubbed=tuple(scrubbed) if "meta" in save_keys else tuple(one for one in scrubbed if one.key in extra),
+        scrubbed=tuple(scrubbed),
         written=not dry_run and not existed,
         existed=existed,
         notes=(*weights.notes, *stored_notes, *_hub_note(path)),
@@ -339,6 +343,8 @@ def _bits(tensor: torch.Tensor) -> torch.Tensor:
 def _hub_note(path: Path) -> list[str]:
     # torch.hub takes the first of what looks like a digest.
     told = torch.hub.HASH_REGEX.search(path.name)
+    if path.suffix == _SAFETENSORS:
+        return []
     if told and path.stem.endswith(f"-{told.group(1)}"):
         return []
     return [f"torch.hub with check_hash=True reads another digest in {path.name}: give OUT a name without '-' and '.'"]

@@ -22,6 +22,10 @@ _KEPT = frozenset({"dataset_meta", "CLASSES", "PALETTE", "classes", "palette", *
 _KEPT_OF_DATASET = frozenset(
     {"classes", "palette", "CLASSES", "PALETTE", "dataset_type", "task_name", "thing_classes", "stuff_classes"}
 )
+_UNNEEDED = "not needed to load the weights"
+# MMEngine's and MMCV's.
+_CONFIGS = ("cfg", "config")
+_CONFIGURATION = "configuration may tell of its makers; publish it as a file of its own"
 PUBLISHED = "published"
 _KEPT_OF_PUBLISHED = frozenset({"source_sha256", "weights", "precision"})
 _ADDRESS = re.compile(r"[\w.+-]+@[\w-]+(\.[\w-]+)*")
@@ -68,7 +72,7 @@ def scrub_metadata(meta: object) -> tuple[dict[str, Any], list[Removed]]:
     for key, value in meta.items():
         allowed = {"dataset_meta": _KEPT_OF_DATASET, PUBLISHED: _KEPT_OF_PUBLISHED}.get(key)
         if key not in _KEPT and allowed is None:
-            removed.append(Removed(f"meta.{key}", size_of(value), "not needed to load the weights"))
+            removed.append(Removed(f"meta.{key}", size_of(value), _CONFIGURATION if key in _CONFIGS else _UNNEEDED))
         elif allowed is None:
             kept |= plain_values({key: value}, "meta.", removed)
         elif isinstance(value, Mapping):
