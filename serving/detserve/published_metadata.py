@@ -26,6 +26,7 @@ _UNNEEDED = "not needed to load the weights"
 # MMEngine's and MMCV's.
 _CONFIGS = ("cfg", "config")
 _CONFIGURATION = "configuration may tell of its makers; publish it as a file of its own"
+_DEEPEST = 20
 PUBLISHED = "published"
 _KEPT_OF_PUBLISHED = frozenset({"source_sha256", "weights", "precision"})
 _ADDRESS = re.compile(r"[\w.+-]+@[\w-]+(\.[\w-]+)*")
@@ -92,11 +93,12 @@ def plain_values(values: Mapping[Any, Any], where: str, removed: list[Removed]) 
     kept: dict[Any, Any] = {}
     for key, given in values.items():
         value = vars(given) if isinstance(given, argparse.Namespace) else given
-        reason = _unfit_key(key)
+        # A pickle can hold a table that contains itself.
+        reason = _unfit_key(key) or ("nested too deeply" if where.count(".") > _DEEPEST else "")
         if not reason and isinstance(value, Mapping):
             kept[_plain(key)] = plain_values(value, f"{where}{key}.", removed)
             continue
-        reason = reason or _unfit(value)
+        reason = reason or _reason(value)
         if reason:
             removed.append(Removed(f"{where}{key}", size_of(value), reason))
         else:
@@ -170,6 +172,13 @@ def _unfit_key(key: object) -> str:
     return _unfit(key) if isinstance(key, str | int) else f"named by a {type(key).__name__}"
 
 
+def _reason(value: object) -> str:
+    try:
+        return _unfit(value)
+    except RecursionError:
+        return "contains itself"
+
+
 def _unfit(value: object) -> str:
     """Why a value is not published; empty when it may be."""
     if isinstance(value, str):
@@ -189,6 +198,8 @@ def _unfit(value: object) -> str:
 def _leak(text: str) -> str:
     if _MACHINE_ID.fullmatch(text):
         return ""
+    if not text.isprintable() and any("\ud800" <= letter <= "\udfff" for letter in text):
+        return "no text that can be written"
     if _ADDRESS.search(text):
         return "holds an address of someone"
     if _WHOLE_PATH.match(text) or _PATH_INSIDE.search(text):

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import torch
 from detserve.publish import publish
 from detserve.published_metadata import as_texts, from_texts, scrub_metadata
 from training_checkpoints import network, saved, trained
@@ -67,6 +68,17 @@ class TestWhatIsPrivate:
         kept, removed = scrub_metadata({"dataset_meta": {"classes": ["cat", "/home/ann", "dog"], "palette": [1]}})
         assert kept == {"dataset_meta": {"palette": [1]}}
         assert "path" in removed[0].reason
+
+    def test_a_pickle_can_hold_what_contains_itself_or_is_no_text(self, tmp_path):
+        names, table = ["cat"], {"a": 1}
+        names.append(names)
+        table["b"] = table
+        meta = {"classes": names, "dataset_meta": {"palette": table}, "PALETTE": "\ud800", "epoch": 3}
+        source = saved(tmp_path / "w.pth", {"meta": meta, "state_dict": {"a": torch.ones(2)}})
+        for suffix in (".pth", ".safetensors"):
+            found = publish(source, tmp_path / f"released{suffix}")
+            assert {"meta.classes", "meta.PALETTE"} < {one.key for one in found.scrubbed}
+            assert b"epoch" in found.path.read_bytes()
 
     def test_metadata_that_is_no_table(self):
         assert scrub_metadata(None) == ({}, [])
