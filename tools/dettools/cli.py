@@ -15,6 +15,7 @@ from detserve.errors import DetserveError
 
 COMMANDS: dict[str, str] = {
     "archive": "dettools.commands.archive",
+    "export": "dettools.commands.export",
     "inspect": "dettools.commands.inspect",
     "verify": "dettools.commands.verify",
     "publish": "dettools.commands.publish",
@@ -24,6 +25,7 @@ COMMANDS: dict[str, str] = {
     "evaluate": "dettools.commands.evaluate",
     "eval-metric": "dettools.commands.eval_metric",
     "benchmark": "dettools.commands.benchmark",
+    "flops": "dettools.commands.flops",
     "doctor": "dettools.commands.doctor",
     "scenes": "dettools.commands.scenes",
 }

@@ -1,0 +1,1 @@
+"""ONNX files read as graphs: what is in them, the shapes of every node, and who can run them."""
