@@ -1,37 +1,69 @@
-"""``detserve verify``: every member as built, and the golden detections reproduced."""
+"""``detserve verify``: every member as built, the golden detections reproduced, the declared AP reached."""
 
 from __future__ import annotations
 
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import argparse
+
+    from dettools.verification.labelled import LabelledCheck
+
+_SPECS = (".yaml", ".yml")
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the command's arguments."""
     parser = subparsers.add_parser(
         "verify",
-        help="check an archive's members and reproduce its golden detections",
+        help="check an archive's members, its golden detections, and its declared AP on labelled images",
         description="Check the SHA-256 of every member, and run the installed worker code on the archive's golden "
-        "image: it must find what eager inference found when the archive was built. Nothing in the archive is "
-        "executed. Exit code 0: verified; 1: the detections drifted; 2: damaged or no archive.",
+        "image: it must find what eager inference found when the archive was built. With --images and --annotations, "
+        "also measure AP by the worker code and hold it to what the spec declares (accuracy.ap): a wrong description "
+        "of the input, the decoding or the classes shows there and nowhere else, and the descriptions that would fit "
+        "are looked for. Nothing in the archive is executed. Exit code 0: verified; 1: the detections drifted, or AP "
+        "is below what is declared; 2: damaged or no archive.",
     )
-    parser.add_argument("archive", metavar="ARCHIVE", help="a .mar, or a name in the model store")
+    parser.add_argument("model", metavar="MODEL", help="a .mar, a name in the model store; with --images also a spec")
+    parser.add_argument("--weights", type=Path, metavar="FILE", help="a checkpoint instead of the spec's")
+    parser.add_argument("--images", type=Path, metavar="DIR", help="folder with labelled images")
+    parser.add_argument("--annotations", type=Path, metavar="FILE", help="their COCO annotation file")
+    parser.add_argument("--expect-ap", type=float, metavar="AP", help="AP as a fraction, instead of the spec's")
+    parser.add_argument(
+        "--ap-tolerance", type=float, default=0.005, metavar="AP", help="it may be below by this (default: %(default)s)"
+    )
+    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N, for the images (default: cpu)")
     parser.add_argument("--model-store", type=Path, metavar="DIR", help="default: $DETSERVE_MODEL_STORE or model_store")
     parser.add_argument("--json", action="store_true", help="print one JSON document as the last line")
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Verify the archive; return the exit code."""
-    from detserve.archive import verify_archive
+    """Verify the model; return the exit code."""
     from detserve.model_store import default_model_store, find_archive
 
-    path = find_archive(args.archive, args.model_store or default_model_store())
+    _require_consistent(args)
+    store = args.model_store or default_model_store()
+    is_spec = Path(args.model).suffix in _SPECS
+    model = Path(args.model) if is_spec else find_archive(args.model, store)
+    document: dict[str, Any] = {"model": str(model)} if is_spec else _verify_archive(model)
+    verified = is_spec or document["verified"]
+    if args.images is not None:
+        check = _verify_labelled(args, model, store)
+        document["labelled"] = check.to_json()
+        verified = verified and check.passed
+    document["verified"] = verified
+    if args.json:
+        print(json.dumps(document))
+    return 0 if verified else 1
+
+
+def _verify_archive(path: Path) -> dict[str, Any]:
+    from detserve.archive import verify_archive
+
     found = verify_archive(path)
     for note in found.notes:
         print(f"verify: note: {note}", file=sys.stderr)
@@ -43,14 +75,57 @@ def run(args: argparse.Namespace) -> int:
         else f"{found.golden_detections} golden detections reproduced"
     )
     print(f"{path}: {len(found.members)} members as built, {golden}")
-    if args.json:
-        document = {
-            "archive": str(path),
-            "verified": not found.drift,
-            "members": len(found.members),
-            "golden_detections": found.golden_detections,
-            "drift": found.drift,
-            "notes": list(found.notes),
-        }
-        print(json.dumps(document))
-    return 1 if found.drift else 0
+    return {
+        "archive": str(path),
+        "verified": not found.drift,
+        "members": len(found.members),
+        "golden_detections": found.golden_detections,
+        "drift": found.drift,
+        "notes": list(found.notes),
+    }
+
+
+def _verify_labelled(args: argparse.Namespace, model: Path, store: Path) -> LabelledCheck:
+    from dettools.local_detector import open_detector, torch_device
+    from dettools.reports.progress import progress
+    from dettools.verification.labelled import check_labelled
+
+    with (
+        progress() as show,
+        open_detector(
+            model,
+            model_store=store,
+            weights=args.weights,
+            device=args.device,
+            on_progress=lambda what: print(f"verify: {what}", file=sys.stderr),
+        ) as detector,
+    ):
+        check = check_labelled(
+            detector,
+            images=args.images,
+            annotations=args.annotations,
+            device=torch_device(args.device),
+            expect_ap=args.expect_ap,
+            tolerance=args.ap_tolerance,
+            on_progress=show,
+        )
+    for note in check.notes:
+        print(f"verify: note: {note}", file=sys.stderr)
+    print(f"{model}: {'' if check.passed else 'FAILED: '}{check.sentence()}")
+    return check
+
+
+def _require_consistent(args: argparse.Namespace) -> None:
+    from detserve.errors import DetserveError
+
+    if (args.images is None) != (args.annotations is None):
+        raise DetserveError("got one of --images and --annotations, expected both or neither. Give the other.")
+    if args.images is not None:
+        return
+    if args.expect_ap is not None:
+        raise DetserveError("--expect-ap: got it without labelled images. Give --images and --annotations.")
+    if Path(args.model).suffix in _SPECS:
+        raise DetserveError(
+            f"model: got the spec {args.model} without labelled images, expected an archive. Give --images and "
+            "--annotations, or build the archive: detserve archive."
+        )
