@@ -18,6 +18,15 @@ from detserve.errors import ArchiveError, DetserveError
 from detserve.instance import Instance, Ports
 from detserve.mar import MANIFEST_FILE, check_archive, read_json_member
 from detserve.server import find_java, holder, require_free, token
+from detserve.server.capacity import gpu_count
+
+from dettools.onnxruntime_installation import (
+    CUDA,
+    PACKAGES,
+    OnnxruntimeInstallation,
+    find_onnxruntime,
+    why_not_started,
+)
 
 State = Literal["ok", "warn", "fail"]
 _FREE_DISK_GB = 2.0
@@ -146,29 +155,52 @@ def _java() -> Iterator[Finding]:
 
 
 def _onnxruntime() -> Iterator[Finding]:
-    both = [package for package in ("onnxruntime", "onnxruntime-gpu") if _version(package) is not None]
-    if len(both) == 2:
-        yield Finding(
-            "onnxruntime",
+    have = find_onnxruntime()
+    gpu = _nvidia_smi() if gpu_count() else ""
+    listed = CUDA.removesuffix("ExecutionProvider") in have.providers
+    yield judge_onnxruntime(have, gpu=gpu, not_started=why_not_started(CUDA) if gpu and listed else "")
+
+
+def judge_onnxruntime(have: OnnxruntimeInstallation, *, gpu: str, not_started: str) -> Finding:
+    """Return the finding on an onnxruntime.
+
+    Args:
+        have: what is installed.
+        gpu: names of the GPUs that CUDA may use here; empty without one.
+        not_started: why the CUDA provider does not start; empty when it does, or was not tried.
+    """
+    subject, both = "onnxruntime", " ".join(PACKAGES)
+    if len(have.packages) > 1:
+        return Finding(
+            subject,
             "fail",
             "onnxruntime and onnxruntime-gpu are both installed and overwrite each other's files",
-            "pip uninstall onnxruntime onnxruntime-gpu, then install one: detserve[onnx] or detserve[onnx-gpu]",
+            f"pip uninstall {both}, then install one: detserve[onnx] or detserve[onnx-gpu]",
         )
-        return
-    if not both:
-        yield Finding(
-            "onnxruntime", "warn", "not installed; ONNX archives cannot be served", "pip install 'detserve[onnx]'"
+    if not have.packages and have.broken:
+        return Finding(subject, "warn", "not installed; ONNX archives cannot be served", "pip install 'detserve[onnx]'")
+    name, version = next(iter(have.packages.items()), ("a build without package data,", have.version))
+    if have.broken:
+        remedy = f"pip uninstall {both}, then install one: detserve[onnx] or detserve[onnx-gpu]"
+        return Finding(subject, "fail", f"{name} {version} does not load: {have.broken}", remedy)
+    found = f"{name} {have.version}, providers {', '.join(have.providers)}"
+    if gpu and "CUDA" not in have.providers:
+        return Finding(
+            subject,
+            "warn",
+            f"{found}: no CUDA, while this machine has {gpu}; an ONNX archive does not start on that GPU",
+            f"pip uninstall {both}, then pip install 'detserve[onnx-gpu]'; or set device: cpu",
         )
-        return
-    try:
-        import onnxruntime
-    except (ImportError, OSError) as error:
-        yield Finding("onnxruntime", "fail", str(error), f"pip install --force-reinstall {both[0]}")
-        return
-    providers = ", ".join(
-        provider.removesuffix("ExecutionProvider") for provider in onnxruntime.get_available_providers()
-    )
-    yield Finding("onnxruntime", "ok", f"{both[0]} {onnxruntime.__version__}, providers {providers}")
+    if not_started:
+        return Finding(
+            subject,
+            "fail",
+            f"{found}; the CUDA provider does not start: {not_started}",
+            "Install the CUDA and cuDNN that it was built for: pip install 'onnxruntime-gpu[cuda,cudnn]'",
+        )
+    if "CUDA" in have.providers and not gpu:
+        return Finding(subject, "ok", f"{found}; no GPU here, ONNX archives run on the CPU")
+    return Finding(subject, "ok", found)
 
 
 def _environment() -> Iterator[Finding]:
