@@ -72,6 +72,7 @@ LIGHT_OF_OURS = {
     "detserve.errors",
     "detserve.model_store",
     "dettools.endpoint",
+    "dettools.model_source",
     "dettools.agreement",
 }
 LONGEST = 400

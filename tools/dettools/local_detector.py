@@ -1,8 +1,8 @@
-"""The worker's own detector in this process: on an archive as it is, or on a spec that is packed first."""
+"""The worker's own detector in this process: on an archive or exported file as it is, or on a spec, packed first."""
 
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,8 +10,10 @@ import torch
 from dethandlers.artefact import Artefact, load_artefact
 from dethandlers.detector import Detector
 from dethandlers.errors import DetectorError
+from dethandlers.spec import Spec
 from detserve.archive import build_archive
 from detserve.errors import DetserveError
+from detserve.export.onnx_file import described_artefact
 from detserve.mar import unpacked
 from detserve.model_store import find_archive
 from detserve.spec import load_spec
@@ -33,10 +35,10 @@ def open_detector(
     threads: int | None = None,
     on_progress: Callable[[str], None] = lambda _: None,
 ) -> Iterator[Detector]:
-    """Load an artefact; a spec is packed into one first, in a temporary folder.
+    """Load an archive or an exported file; a spec is packed into an archive first, in a temporary folder.
 
     Args:
-        model: a ``.mar``, a ``.yaml`` spec, or the name of an archive in the model store.
+        model: a ``.mar``, an exported ``.onnx``, a ``.yaml`` spec, or the name of an archive in the model store.
         model_store: where names are looked up.
         weights: a checkpoint instead of the spec's.
         device: ``cpu``, ``cuda`` or ``cuda:N``.
@@ -47,26 +49,71 @@ def open_detector(
         DetserveError: it cannot be built or loaded here.
     """
     where = torch_device(device)
-    with ExitStack() as stack:
-        archive = Path(model)
-        if archive.suffix in _SPECS:
-            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="detserve-")))
-            spec = load_spec(archive)
-            out = folder / f"{spec.name}.mar"
-            archive = build_archive(spec, folder=archive.parent, out=out, weights=weights, on_progress=on_progress).path
-        elif weights is not None:
-            raise LocalDetectorError(
-                f"weights: got {weights} with {str(model)!r}, whose weights are inside. Give a spec."
-            )
-        else:
-            archive = find_archive(model, model_store)
-        try:
-            artefact = load_artefact(stack.enter_context(unpacked(archive)))
-            detector = Detector(_with_threads(artefact, threads), where)
-        except DetectorError as error:
-            raise LocalDetectorError(f"{archive.name} cannot be loaded here: {error}") from error
-        stack.callback(detector.close)
+    archive = Path(model)
+    if archive.suffix in _SPECS:
+        with open_source(
+            load_spec(archive),
+            folder=archive.parent,
+            weights=weights,
+            device=device,
+            threads=threads,
+            on_progress=on_progress,
+        ) as detector:
+            yield detector
+        return
+    if weights is not None:
+        raise LocalDetectorError(f"weights: got {weights} with {str(model)!r}, whose weights are inside. Give a spec.")
+    if archive.suffix == ".onnx":
+        with (
+            described_artefact(archive) as artefact,
+            _loaded(lambda: artefact, archive.name, where, threads) as detector,
+        ):
+            yield detector
+        return
+    archive = find_archive(model, model_store)
+    with unpacked(archive) as folder, _loaded(lambda: load_artefact(folder), archive.name, where, threads) as detector:
         yield detector
+
+
+@contextmanager
+def open_source(
+    spec: Spec,
+    *,
+    folder: Path,
+    weights: Path | None = None,
+    device: str = "cpu",
+    threads: int | None = None,
+    on_progress: Callable[[str], None] = lambda _: None,
+) -> Iterator[Detector]:
+    """Pack a spec in a temporary folder, and load what was packed.
+
+    Args:
+        spec: of the model.
+        folder: what its paths are relative to.
+        weights: a checkpoint instead of the spec's.
+        device, threads, on_progress: as for ``open_detector``.
+
+    Raises:
+        DetserveError: it cannot be built or loaded here.
+    """
+    where = torch_device(device)
+    with tempfile.TemporaryDirectory(prefix="detserve-") as place:
+        out = Path(place) / f"{spec.name}.mar"
+        build_archive(spec, folder=folder, out=out, weights=weights, on_progress=on_progress)
+        with unpacked(out) as files, _loaded(lambda: load_artefact(files), out.name, where, threads) as detector:
+            yield detector
+
+
+@contextmanager
+def _loaded(read: Callable[[], Artefact], name: str, device: torch.device, threads: int | None) -> Iterator[Detector]:
+    try:
+        detector = Detector(_with_threads(read(), threads), device)
+    except DetectorError as error:
+        raise LocalDetectorError(f"{name} cannot be loaded here: {error}") from error
+    try:
+        yield detector
+    finally:
+        detector.close()
 
 
 def torch_device(name: str) -> torch.device:

@@ -8,6 +8,8 @@
 Nothing is written before everything has been checked.
 """
 
+import hashlib
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -34,6 +36,9 @@ class ExportedFile:
         spec: as inside the file.
         facts: exporter, versions, opset, precision, dynamic axes.
         rehearsal: how far its detections lie from eager's.
+        sha256: of the file.
+        bytes: its size.
+        refused: why it was not written; empty when it was.
         golden_detections: how many eager found on the golden image.
         notes: what a person should know.
     """
@@ -42,8 +47,11 @@ class ExportedFile:
     spec: Spec
     facts: ExportFacts
     rehearsal: Rehearsal
+    sha256: str
+    bytes: int
     golden_detections: int
     notes: tuple[str, ...]
+    refused: str = ""
 
 
 def export_model(
@@ -55,6 +63,7 @@ def export_model(
     golden_image: Path | None = None,
     options: ExportOptions | None = None,
     force: bool = False,
+    prove: Callable[[Path], str] | None = None,
     on_progress: Callable[[str], None] = lambda _: None,
 ) -> ExportedFile:
     """Export a model to an ONNX file.
@@ -67,6 +76,7 @@ def export_model(
         golden_image: image instead of the spec's.
         options: how; None is the defaults.
         force: replace an existing file.
+        prove: looks at the finished file before it gets its name, and says why it must not; empty when it may.
         on_progress: told what is being done.
 
     Raises:
@@ -104,8 +114,18 @@ def export_model(
             "was made from; serve it with runtime: torch"
             + (", or export it with --precision fp32." if options.precision != "fp32" else ".")
         )
-    _write(out, content)
-    return ExportedFile(out, packed, facts, rehearsal, len(golden.detections), tuple(_notes(golden)))
+    refused = _write(out, content, prove)
+    return ExportedFile(
+        path=out,
+        spec=packed,
+        facts=facts,
+        rehearsal=rehearsal,
+        sha256=hashlib.sha256(content).hexdigest(),
+        bytes=len(content),
+        golden_detections=len(golden.detections),
+        notes=tuple(_notes(golden)),
+        refused=refused,
+    )
 
 
 def _check(spec: Spec, out: Path, options: ExportOptions, *, force: bool) -> None:
@@ -135,11 +155,15 @@ def _notes(golden: Golden) -> list[str]:
     ]
 
 
-def _write(out: Path, content: bytes) -> None:
-    part = out.with_name(f".{out.name}.part")
+def _write(out: Path, content: bytes, prove: Callable[[Path], str] | None) -> str:
+    """Write the file under its name, unless the proof refuses it."""
     try:
-        part.write_bytes(content)
-        part.replace(out)
+        with tempfile.TemporaryDirectory(prefix=".export-", dir=out.parent) as folder:
+            part = Path(folder, out.name)
+            part.write_bytes(content)
+            refused = prove(part) if prove is not None else ""
+            if not refused:
+                part.replace(out)
+            return refused
     except OSError as error:
-        part.unlink(missing_ok=True)
         raise ExportError(f"out: {out} cannot be written ({error}).") from error

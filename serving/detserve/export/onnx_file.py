@@ -79,6 +79,10 @@ class ExportFacts:
             input_range=input_range,
         )
 
+    def to_json(self) -> dict[str, Any]:
+        """Return the facts as JSON values."""
+        return asdict(self)
+
 
 @dataclass(frozen=True)
 class DescribedFile:
@@ -125,7 +129,7 @@ def write_described(
         SPEC_KEY: spec.to_json(),
         CATEGORY_MAP_KEY: category_map_json(spec.categories),
         GOLDEN_KEY: {**golden_json(shown, name), "image_base64": base64.b64encode(shown.image).decode("ascii")},
-        EXPORT_KEY: asdict(facts),
+        EXPORT_KEY: facts.to_json(),
         NAMES_KEY: {label: category.name for label, category in enumerate(spec.categories)},
     }
     onnx.helper.set_model_props(model, {key: _json(value) for key, value in described.items()})

@@ -53,9 +53,11 @@ def export_torchvision(spec: Spec, state: Mapping[str, torch.Tensor], options: E
     )
     example = _example(settings, 1 if "batch" not in dynamic else 2, options.batch, dynamic)
     sizes = {} if settings.resize == "stretch" else {IMAGE_SIZES: _sizes(example)}
+    # Few detections are enough to trace with; each goes through the second stage's heads.
+    few = {name: value if name == SCORE_THRESHOLD else torch.tensor(5) for name, value in optional.items()}
     content = trace(
         graph,
-        (example, *sizes.values(), *optional.values()),
+        (example, *sizes.values(), *few.values()),
         _signature(graph, ("images", *sizes, *optional), dynamic),
         opset=options.opset,
     )

@@ -1,0 +1,145 @@
+"""What a command packs or exports: a spec, a torchvision checkpoint, or an exported file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from detserve.errors import DetserveError, SpecError
+
+if TYPE_CHECKING:
+    import argparse
+
+    from dethandlers.artefact import Golden
+    from dethandlers.spec import Spec
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """A model as the command line names it.
+
+    Attributes:
+        spec: with the command line's changes.
+        folder: what its paths are relative to.
+        weights: checkpoint or ONNX file instead of the spec's; None for the spec's own.
+        golden: golden image and eager's detections, of an exported file.
+        described_here: whether there is no spec but the command line.
+    """
+
+    spec: Spec
+    folder: Path
+    weights: Path | None
+    golden: tuple[str, Golden] | None
+    described_here: bool
+
+
+def add_model_arguments(parser: argparse.ArgumentParser, *, takes: str) -> None:
+    """Add the arguments that name and change a model.
+
+    Args:
+        parser: of the command.
+        takes: the positional's metavar.
+    """
+    parser.add_argument("spec", nargs="?", type=Path, metavar=takes, help="what describes the model")
+    parser.add_argument("--torchvision", metavar="BUILDER", help="no spec: a builder of torchvision.models.detection")
+    parser.add_argument("--weights", type=Path, metavar="FILE", help="checkpoint (.pth, .safetensors, .onnx)")
+    parser.add_argument("--categories", type=Path, metavar="COCO.json", help="annotation file that names the classes")
+    parser.add_argument("--name", help="model name (default: the spec's, or the stem of the weights)")
+    parser.add_argument("--model-version", metavar="V", help="model version (default: the spec's, or 1.0)")
+    parser.add_argument("--num-classes", type=int, metavar="K", help="the builder's num_classes (default: found out)")
+    parser.add_argument("--norm-eps", type=float, metavar="E", help="epsilon of frozen batch norms (COCO_V1: 0)")
+    parser.add_argument(
+        "--builder-option",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="keyword argument of the builder, the value in YAML (min_size=640); repeatable",
+    )
+    parser.add_argument(
+        "--serving",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="one of the spec's serving settings (score_threshold=0.3, precision=fp16); repeatable",
+    )
+    parser.add_argument("--golden-image", type=Path, metavar="IMAGE", help="image for the golden check")
+
+
+def read_source(args: argparse.Namespace) -> ModelSource:
+    """Return what the command line names.
+
+    Raises:
+        DetserveError: nothing, or two things at once, or something that cannot be read.
+    """
+    if (args.spec is None) == (args.torchvision is None):
+        raise DetserveError("give either a file that describes the model or --torchvision BUILDER.")
+    if args.torchvision is not None:
+        missing = [f"--{name}" for name in ("weights", "categories") if getattr(args, name) is None]
+        if missing:
+            raise DetserveError(f"--torchvision also needs {' and '.join(missing)}.")
+
+    from detserve.spec import load_spec, override_spec, parse_spec
+
+    changes = _changes(args)
+    if args.spec is None:
+        base = {"name": args.weights.stem, "family": "torchvision", "builder": args.torchvision}
+        base["categories"] = str(args.categories.resolve())
+        spec = parse_spec({**base, **changes}, where="command line", folder=Path())
+        return ModelSource(spec, Path(), args.weights, None, described_here=True)
+    if args.spec.suffix != ".onnx":
+        spec = override_spec(load_spec(args.spec), changes, where="command line")
+        return ModelSource(spec, args.spec.parent, args.weights, None, described_here=False)
+    if args.weights is not None:
+        raise SpecError(f"weights: got {args.weights} with {args.spec.name}, which holds its own. Leave --weights out.")
+
+    from detserve.export.onnx_file import require_described
+
+    described = require_described(args.spec)
+    spec = override_spec(described.spec, changes, where="command line")
+    golden = described.golden if args.golden_image is None else None
+    return ModelSource(spec, args.spec.parent, args.spec, golden, described_here=False)
+
+
+def write_spec(source: ModelSource, golden_image: Path | None, path: Path) -> None:
+    """Write down what the command line described: `compare` and `evaluate` find the source checkpoint by it.
+
+    Raises:
+        SpecError: it cannot be written there.
+    """
+    from detserve.spec import dump_spec
+
+    weights = "" if source.weights is None else str(source.weights.resolve())
+    golden = "" if golden_image is None else str(golden_image.resolve())
+    dump_spec(replace(source.spec, weights=weights, golden_image=golden), path)
+
+
+def _changes(args: argparse.Namespace) -> dict[str, Any]:
+    given = {
+        "name": args.name,
+        "version": args.model_version,
+        "num_classes": args.num_classes,
+        "norm_eps": args.norm_eps,
+    }
+    changes: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
+    if args.spec is not None and args.categories is not None:
+        changes["categories"] = str(args.categories.resolve())
+    for key, words in (("builder_options", args.builder_option), ("serving", args.serving)):
+        if words:
+            changes[key] = _pairs(words, key)
+    return changes
+
+
+def _pairs(words: list[str], what: str) -> dict[str, Any]:
+    import yaml
+
+    pairs: dict[str, Any] = {}
+    for word in words:
+        key, separator, text = word.partition("=")
+        if not separator or not key:
+            raise SpecError(f"{what}: got {word!r}, expected KEY=VALUE.")
+        try:
+            pairs[key] = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise SpecError(f"{what}: {key}: got {text!r}, which is no YAML value.") from error
+    return pairs
