@@ -46,6 +46,7 @@ class ExportedEager:
             raise CheckpointError(
                 f"weights {weights.name}: onnxruntime cannot load it ({error}). Export the model again."
             ) from error
+        self.provider = str(self._session.get_providers()[0])
         self.categories = spec.categories
         self.source = f"onnxruntime {onnxruntime.__version__} on the CPU behind torchvision's transform, {source}"
         self._spec = spec

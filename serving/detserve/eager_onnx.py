@@ -50,6 +50,7 @@ class OnnxEager(ABC):
             raise CheckpointError(
                 f"weights {weights.name}: onnxruntime cannot load it ({error}). Expected {self.kind} in ONNX format."
             ) from error
+        self.provider = str(self._session.get_providers()[0])
         self.spec = spec
         self.categories = spec.categories
         self.source = f"onnxruntime {onnxruntime.__version__} on the CPU with a plain decoding, {source}"

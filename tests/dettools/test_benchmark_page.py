@@ -8,6 +8,7 @@ import pytest
 from dettools.benchmark.knee import Slo
 from dettools.benchmark.measurement import Accuracy
 from dettools.benchmark.run import RunFileError
+from dettools.benchmark.summary import to_markdown, what_ran
 from dettools.reports import curves
 from dettools.reports.benchmark_page import render_page, write_page
 from dettools.reports.benchmark_tables import print_run
@@ -183,6 +184,41 @@ def test_the_table_fits_the_terminal(sweep, width):
     assert first.rstrip().endswith("INVALID")
     assert ("p75" in text) == (width == 200)
     assert "WARN <b>shapes</b> & friends" in text
+
+
+ON_ONNX = {
+    "runtime": "onnx",
+    "runtime_version": "1.22.0",
+    "provider": "CUDAExecutionProvider",
+    "device": "cuda:0",
+    "device_name": "a GPU",
+    "precision": "fp16",
+}
+
+
+def test_every_report_says_on_which_provider_the_model_ran():
+    level = steady(100)
+    run = run_of([level], target=ON_ONNX)
+    sentence = "What ran: onnx 1.22.0, CUDAExecutionProvider, cuda:0, a GPU, fp16."
+    console = Console(file=io.StringIO(), width=200)
+    print_run(run, console)
+    assert sentence in console.file.getvalue()
+    assert sentence in to_markdown(run)
+    assert "provider CUDAExecutionProvider" in words(render_page(run, [level.samples]))
+    assert run.to_json()["target"]["provider"] == "CUDAExecutionProvider"
+
+
+@pytest.mark.parametrize(
+    ("target", "said"),
+    [
+        ({"runtime": "torch", "device": "cpu", "device_name": "CPU", "precision": "fp32"}, "torch, cpu, fp32"),
+        ({"source": "a checkpoint", "provider": "CPUExecutionProvider"}, "a checkpoint, CPUExecutionProvider"),
+        ({"url": "http://127.0.0.1:8080"}, ""),
+    ],
+    ids=["torch", "eager", "a foreign server"],
+)
+def test_what_is_not_known_of_what_ran_is_left_out(target, said):
+    assert what_ran(target) == said
 
 
 def test_the_environment_of_a_gpu_is_listed():

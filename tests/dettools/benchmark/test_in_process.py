@@ -286,6 +286,21 @@ def test_an_onnx_spec_with_its_weights_is_packed_and_measured(shared_data):
 
 
 @pytest.mark.shared_data
+def test_the_provider_of_an_onnx_reference_is_told(shared_data):
+    described = {}
+    benchmark_in_process(
+        "eager",
+        ROOT / "model_store" / "yolox_nano" / "yolox_nano.yaml",
+        sorted((shared_data / "coco" / "liz50").rglob("*.jpg"))[:1],
+        weights=shared_data / "models" / "yolox_nano" / "yolox_nano.onnx",
+        min_time_s=0.1,
+        repeats=1,
+        on_loaded=described.update,
+    )
+    assert described["provider"] == "CPUExecutionProvider"
+
+
+@pytest.mark.shared_data
 def test_eager_refuses_threads_that_it_cannot_set(shared_data):
     with pytest.raises(InProcessError, match="onnxruntime's own choice"):
         benchmark_in_process(

@@ -141,6 +141,8 @@ def open_eager(
         )
     described = {
         "source": loaded.source,
+        # Of references that onnxruntime runs.
+        **({"provider": loaded.provider} if hasattr(loaded, "provider") else {}),
         "device": device,
         "threads": torch.get_num_threads(),
         "includes": "decode, transform, forward, postprocess; no JSON",

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from dettools.benchmark.measurement import STAGES
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from dettools.benchmark.run import Run
     from dettools.benchmark.statistics import LevelSummary
@@ -152,8 +152,10 @@ def resource_table(run: Run) -> tuple[list[str], list[list[str]]]:
 
 
 def findings(run: Run) -> list[str]:
-    """Return what the run says in sentences: what was measured, the best level, knee, SLO."""
+    """Return what the run says in sentences: what was measured, what ran, the best level, knee, SLO."""
     sentences = [f"Measured: {MEASURED[run.kind]}."]
+    if what := what_ran(run.target):
+        sentences.append(f"What ran: {what}.")
     if run.best is not None:
         rate = run.levels[run.best].throughput_rps
         unit = "requests" if run.kind == "served" else "images"
@@ -168,6 +170,14 @@ def findings(run: Run) -> list[str]:
     if run.slo is not None:
         sentences.append(run.slo.sentence(run.labels))
     return sentences
+
+
+def what_ran(target: Mapping[str, Any]) -> str:
+    """Return the runtime, the provider that it runs on, the device and the precision; empty where nothing is known."""
+    runtime = " ".join(str(target[name]) for name in ("runtime", "runtime_version") if target.get(name))
+    device = target.get("device_name") if target.get("device") != "cpu" else None
+    known = [runtime or target.get("source"), target.get("provider"), target.get("device"), device]
+    return ", ".join(str(one) for one in [*known, target.get("precision")] if one)
 
 
 def to_markdown(run: Run) -> str:
