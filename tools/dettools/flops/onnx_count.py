@@ -143,7 +143,7 @@ def _tally(shapes: GraphShapes, stages: Stages) -> tuple[_Tally, tuple[int, ...]
             tally.other_elements[name] += elements
         else:
             tally.calls[name] += 1
-            executions[stages.of_node.get(id(node), 0)].append((execution, macs))
+            executions[stages.of_node[execution.number]].append((execution, macs))
             ratios = [attribute.i for attribute in node.attribute if attribute.name == "sampling_ratio"]
             tally.adaptive |= node.op_type == "RoiAlign" and not any(ratios)
     seen = tuple(_rois([execution for execution, _ in executions[stage]]) for stage in range(1, tally.stages + 1))
@@ -165,11 +165,13 @@ def _rois(executions: list[NodeShapes]) -> int:
 
 def _of_one_roi(executions: list[NodeShapes]) -> list[tuple[NodeShapes, int]]:
     """Return what the executions would cost with one RoI, of a run that had none: the first side is the RoIs."""
-    aligns = [one for one in executions if one.node.op_type == "RoiAlign"]
-    once = [one for one in executions if one not in aligns[1:]]
+    levels = [one.number for one in executions if one.node.op_type == "RoiAlign"][1:]
     found = []
-    for execution in once:
+    for execution in executions:
+        if execution.number in levels:
+            continue
         single = NodeShapes(
+            execution.number,
             execution.node,
             tuple((1, *shape[1:]) if shape and shape[0] == 0 else shape for shape in execution.inputs),
             tuple((1, *shape[1:]) if shape and shape[0] == 0 else shape for shape in execution.outputs),

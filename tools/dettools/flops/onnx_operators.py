@@ -22,11 +22,11 @@ def macs_of(execution: NodeShapes) -> int | None:
     formula = FORMULAS.get(execution.node.op_type)
     if formula is None or execution.node.domain not in ("", "ai.onnx", "com.microsoft"):
         return None
-    needed = NEEDED.get(execution.node.op_type, 2)
     inputs = execution.inputs
-    if any(shape is None for shape in (*inputs[:needed], *execution.outputs[:1])):
+    needed = NEEDED.get(execution.node.op_type, tuple(range(len(inputs))))
+    if execution.outputs[:1] == (None,) or any(place >= len(inputs) or inputs[place] is None for place in needed):
         return None
-    # Later inputs are optional: an empty shape stands for one left out.
+    # The others may be left out or not be known: no formula reads them.
     known = [shape if shape is not None else () for shape in inputs]
     return formula(known, [shape or () for shape in execution.outputs], attributes_of(execution.node))
 
@@ -166,20 +166,26 @@ FORMULAS: dict[str, Formula] = {
     "GridSample": _grid_sample,
     "Attention": _attention,
 }
-# Inputs whose shapes a formula reads, where it is not the first two.
-NEEDED = {
-    "QLinearConv": 4,
-    "RoiAlign": 1,
-    "Resize": 1,
-    "Upsample": 1,
-    "GridSample": 1,
-    "Attention": 3,
-    "QLinearMatMul": 1,
-    "Gemm": 1,
-    "FusedGemm": 1,
-    "MatMul": 1,
-    "FusedMatMul": 1,
-    "MatMulInteger": 1,
+# Inputs whose shapes a formula reads, where it does not read all.
+NEEDED: dict[str, tuple[int, ...]] = {
+    "Conv": (1,),
+    "FusedConv": (1,),
+    "NhwcFusedConv": (1,),
+    "ConvInteger": (1,),
+    "QLinearConv": (3,),
+    "ConvTranspose": (0, 1),
+    "DeformConv": (0, 1),
+    "Gemm": (0,),
+    "FusedGemm": (0,),
+    "MatMul": (0,),
+    "FusedMatMul": (0,),
+    "MatMulInteger": (0,),
+    "QLinearMatMul": (0,),
+    "RoiAlign": (),
+    "Resize": (0,),
+    "Upsample": (0,),
+    "GridSample": (),
+    "Attention": (0, 1, 2),
 }
 
 

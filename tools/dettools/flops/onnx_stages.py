@@ -23,7 +23,7 @@ class Stages:
     """The stages of a graph's nodes.
 
     Attributes:
-        of_node: stage by ``id`` of the node; 0 runs once.
+        of_node: stage by the node's number; 0 runs once.
         items: of each stage from 1 on, ``proposal`` or ``detection``.
     """
 
@@ -37,7 +37,8 @@ def find_stages(graph: Any) -> Stages:
     chosen: dict[str, bool] = {}
     of_node: dict[int, int] = {}
     items: dict[int, str] = {}
-    for node in graph.node:
+    inner = len(graph.node)
+    for number, node in enumerate(graph.node):
         names = list(_reads(node))
         stage = max((stage_of.get(name, 0) for name in names), default=0)
         is_chosen = node.op_type in _CHOOSING or any(chosen.get(name, False) for name in names)
@@ -48,9 +49,11 @@ def find_stages(graph: Any) -> Stages:
             stage = before + 1
             items.setdefault(stage, "detection" if after_choice else "proposal")
             is_chosen = False
-        of_node[id(node)] = stage
-        for inner in _inside(node):
-            of_node[id(inner)] = stage
+        of_node[number] = stage
+        # The nodes inside follow those of the graph itself, as `numbered_nodes` counts.
+        for _ in _inside(node):
+            of_node[inner] = stage
+            inner += 1
         for name in node.output:
             stage_of[name], chosen[name] = stage, is_chosen and stage > 0
     return Stages(of_node, tuple(items[stage] for stage in sorted(items)))

@@ -116,6 +116,14 @@ def every_graph(graph: Any) -> Iterator[Any]:
             yield from every_graph(body)
 
 
+def numbered_nodes(graph: Any) -> list[Any]:
+    """Return all nodes of a graph and its bodies; a node's place here is its number.
+
+    A node's identity does not last: protobuf makes a new object each time that it is looked at.
+    """
+    return [node for one in every_graph(graph) for node in one.node]
+
+
 def bodies(node: Any) -> Iterator[Any]:
     """Yield the graphs that a node holds: the branches of an If, the body of a Loop."""
     for attribute in node.attribute:

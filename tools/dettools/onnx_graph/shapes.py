@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from dettools.onnx_graph.inputs import Feed
-from dettools.onnx_graph.model_file import OnnxFile, OnnxFileError, bodies, every_graph, import_onnx
+from dettools.onnx_graph.model_file import OnnxFile, OnnxFileError, bodies, every_graph, import_onnx, numbered_nodes
 
 Shape = tuple[int, ...]
+_PREFIX = "detserve_node_"
 
 
 @dataclass(frozen=True)
@@ -24,11 +25,13 @@ class NodeShapes:
     """One execution of a node; a node in a loop has as many as the loop has rounds.
 
     Attributes:
+        number: of the node, as `numbered_nodes` counts.
         node: ``onnx.NodeProto``.
         inputs: shapes in the node's order; None where unknown or left out.
         outputs: likewise.
     """
 
+    number: int
     node: Any
     inputs: tuple[Shape | None, ...]
     outputs: tuple[Shape | None, ...]
@@ -74,7 +77,7 @@ def infer_shapes(file: OnnxFile, feed: Feed) -> GraphShapes:
         sides = [dim.dim_value if dim.HasField("dim_value") else None for dim in value.type.tensor_type.shape.dim]
         if value.type.tensor_type.HasField("shape") and None not in sides:
             shapes[value.name] = tuple(side for side in sides if side is not None)
-    nodes = tuple(_with_shapes(node, shapes) for node in file.proto.graph.node)
+    nodes = tuple(_with_shapes(number, node, shapes) for number, node in enumerate(file.proto.graph.node))
     inner = sum(len(body.node) for node in file.proto.graph.node for top in bodies(node) for body in every_graph(top))
     unknown = inner + sum(
         any(shape is None for name, shape in zip(one.node.output, one.outputs, strict=True) if name) for one in nodes
@@ -116,41 +119,53 @@ def run_shapes(file: OnnxFile, feed: Feed) -> GraphShapes:
                 f"{_describe(feed)}: {str(error)[:300]}. Check the shape, and the file with `detserve graph`."
             ) from error
         events = json.loads(Path(session.end_profiling()).read_text("utf-8"))
-    known = {name: shape for graph in every_graph(proto.graph) for name, shape in _constants(graph).items()}
-    known.update({name: array.shape for name, array in feed.arrays.items()})
-    ran: list[NodeShapes] = []
-    seen = set()
-    for name, outputs in _kernel_events(events):
-        node = nodes.get(name)
-        if node is None:
-            continue
-        seen.add(name)
-        known.update(zip([output for output in node.output if output], outputs, strict=False))
-        ran.append(_with_shapes(node, known))
-    constants = {name for name, node in nodes.items() if node.op_type == "Constant"}
-    skipped = len(nodes.keys() - seen - constants)
+    constants = {name: shape for graph in every_graph(proto.graph) for name, shape in _constants(graph).items()}
+    ran = []
+    for number, inputs, outputs in _executions(events):
+        if number < len(nodes):
+            node = nodes[number]
+            made = iter(outputs)
+            read = tuple(_aligned(node.input, inputs, constants))
+            ran.append(
+                NodeShapes(number, node, read, tuple(next(made, None) if name else None for name in node.output))
+            )
+    quiet = {number for number, node in enumerate(nodes) if node.op_type == "Constant"}
+    skipped = len(nodes) - len(quiet | {one.number for one in ran})
     return GraphShapes(tuple(ran), f"a run by onnxruntime {onnxruntime.__version__}", skipped=skipped)
 
 
-def _numbered(proto: Any) -> tuple[Any, dict[str, Any]]:
-    """Return a copy whose nodes have names of their own, and the file's nodes by those names."""
+def _numbered(proto: Any) -> tuple[Any, list[Any]]:
+    """Return a copy whose nodes are called by their numbers, and the file's nodes by number."""
     copy = type(proto)()
     copy.CopyFrom(proto)
-    originals = [node for graph in every_graph(proto.graph) for node in graph.node]
-    copies = [node for graph in every_graph(copy.graph) for node in graph.node]
-    nodes = {}
-    for number, (original, node) in enumerate(zip(originals, copies, strict=True)):
-        node.name = f"node_{number}"
-        nodes[node.name] = original
-    return copy, nodes
+    for number, node in enumerate(numbered_nodes(copy.graph)):
+        node.name = f"{_PREFIX}{number}"
+    return copy, numbered_nodes(proto.graph)
 
 
-def _kernel_events(events: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, list[Shape]]]:
+def _executions(events: Sequence[Mapping[str, Any]]) -> Iterator[tuple[int, list[Shape], list[Shape]]]:
+    """Yield number, input and output shapes of what ran, in order; what onnxruntime put in has no number."""
     for event in events:
-        shapes = event.get("args", {}).get("output_type_shape")
-        if shapes is not None and str(event["name"]).endswith("_kernel_time"):
-            outputs = [tuple(shape) for one in shapes for shape in one.values()]
-            yield str(event["name"]).removesuffix("_kernel_time"), outputs
+        name = str(event["name"]).removesuffix("_kernel_time").removeprefix(_PREFIX)
+        shapes = event.get("args", {})
+        if "output_type_shape" in shapes and str(event["name"]).endswith("_kernel_time") and name.isdecimal():
+            inputs, outputs = (
+                [tuple(shape) for one in shapes.get(key, []) for shape in one.values()]
+                for key in ("input_type_shape", "output_type_shape")
+            )
+            yield int(name), inputs, outputs
+
+
+def _aligned(names: Sequence[str], told: Sequence[Shape], constants: Mapping[str, Shape]) -> Iterator[Shape | None]:
+    """Join the inputs to the shapes that onnxruntime tells; it leaves out inputs left out and weights it repacked."""
+    rest = list(told)
+    for name in names:
+        if name in constants:
+            if rest and rest[0] == constants[name]:
+                del rest[0]
+            yield constants[name]
+        else:
+            yield rest.pop(0) if name and rest else None
 
 
 def _constants(graph: Any) -> dict[str, Shape]:
@@ -162,9 +177,9 @@ def _constants(graph: Any) -> dict[str, Shape]:
     return shapes
 
 
-def _with_shapes(node: Any, shapes: Mapping[str, Shape]) -> NodeShapes:
+def _with_shapes(number: int, node: Any, shapes: Mapping[str, Shape]) -> NodeShapes:
     return NodeShapes(
-        node, tuple(shapes.get(name) for name in node.input), tuple(shapes.get(name) for name in node.output)
+        number, node, tuple(shapes.get(name) for name in node.input), tuple(shapes.get(name) for name in node.output)
     )
 
 
