@@ -39,6 +39,7 @@ from torchvision.ops import FrozenBatchNorm2d
 from detserve.checkpoint import load_state_dict
 from detserve.eager import EagerModel, eager_from_source
 from detserve.errors import ArchiveError, CheckpointError, DetserveError, SpecError
+from detserve.export.onnx_file import described_artefact
 from detserve.mar import MANIFEST_FILE, Member, check_archive, manifest_json, unpacked, write_mar
 from detserve.resolve import resolve_spec
 
@@ -168,6 +169,36 @@ def verify_archive(path: Path) -> Verification:
             )
         golden = None if artefact.golden is None else len(artefact.golden.detections)
         return Verification(artefact.spec, members, golden, drift, tuple(notes))
+
+
+@dataclass(frozen=True)
+class FileVerification:
+    """What ``verify_exported`` found.
+
+    Attributes:
+        spec: as the file describes it.
+        golden_detections: of the golden image, or None when the file has none.
+        drift: on the golden image, as a sentence; empty when it is reproduced.
+    """
+
+    spec: Spec
+    golden_detections: int | None
+    drift: str
+
+
+def verify_exported(path: Path) -> FileVerification:
+    """Reproduce an exported file's golden detections by the installed worker code.
+
+    Raises:
+        ArchiveError: no exported file, or it cannot be loaded.
+    """
+    with described_artefact(path) as artefact:
+        try:
+            drift = _golden_drift(artefact)
+        except DetectorError as error:
+            raise ArchiveError(f"{path.name}: {error}") from error
+        golden = None if artefact.golden is None else len(artefact.golden.detections)
+        return FileVerification(artefact.spec, golden, drift)
 
 
 def checkpoint_path(spec: Spec, folder: Path, weights: Path | None) -> Path:

@@ -99,6 +99,31 @@ class DescribedFile:
     facts: dict[str, Any]
 
 
+@dataclass(frozen=True)
+class Port:
+    """An input or output of a file: ``shape`` holds sizes, and names where they are free.
+
+    Attributes:
+        name: as the runtime knows it.
+        type: element type, such as ``float32``.
+        shape: per axis a size or the axis' name.
+        default: value that an optional input has; None for the others and for outputs.
+    """
+
+    name: str
+    type: str
+    shape: tuple[int | str, ...]
+    default: float | int | None = None
+
+
+@dataclass(frozen=True)
+class FileSignature:
+    """A file's inputs and outputs."""
+
+    inputs: tuple[Port, ...]
+    outputs: tuple[Port, ...]
+
+
 def write_described(
     content: bytes,
     spec: Spec,
@@ -195,6 +220,31 @@ def read_properties(path: Path) -> dict[str, str]:
     Raises:
         ArchiveError: it is no ONNX file.
     """
+    return {one.key: one.value for one in _load(path).metadata_props}
+
+
+def read_signature(path: Path) -> FileSignature:
+    """Return an ONNX file's inputs and outputs.
+
+    Raises:
+        ArchiveError: it is no ONNX file.
+    """
+    onnx = _onnx()
+    graph = _load(path).graph
+    values = {one.name: one for one in graph.initializer}
+
+    def port(value: Any) -> Port:
+        tensor = value.type.tensor_type
+        kind = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type)
+        axes = tuple(axis.dim_param or axis.dim_value or "?" for axis in tensor.shape.dim)
+        default = onnx.numpy_helper.to_array(values[value.name]) if value.name in values else None
+        single = default.item() if default is not None and default.size == 1 else None
+        return Port(value.name, str(kind), axes, single)
+
+    return FileSignature(tuple(port(one) for one in graph.input), tuple(port(one) for one in graph.output))
+
+
+def _load(path: Path) -> Any:
     onnx = _onnx()
     try:
         model = onnx.load(str(path), load_external_data=False)
@@ -202,7 +252,7 @@ def read_properties(path: Path) -> dict[str, str]:
         raise ArchiveError(f"{path.name}: not an ONNX file, or damaged ({error}).") from error
     if not model.graph.node:
         raise ArchiveError(f"{path.name}: not an ONNX file, or an empty one: it holds no operators.")
-    return {one.key: one.value for one in model.metadata_props}
+    return model
 
 
 def _golden(value: dict[str, Any]) -> tuple[str, Golden]:

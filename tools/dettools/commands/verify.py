@@ -24,10 +24,13 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "image: it must find what eager inference found when the archive was built. With --images and --annotations, "
         "also measure AP by the worker code and hold it to what the spec declares (accuracy.ap): a wrong description "
         "of the input, the decoding or the classes shows there and nowhere else, and the descriptions that would fit "
-        "are looked for. Nothing in the archive is executed. Exit code 0: verified; 1: the detections drifted, or AP "
+        "are looked for. An exported file is also held to the certificate beside it. Nothing in the archive is "
+        "executed. Exit code 0: verified; 1: the detections drifted, or AP "
         "is below what is declared; 2: damaged or no archive.",
     )
-    parser.add_argument("model", metavar="MODEL", help="a .mar, a name in the model store; with --images also a spec")
+    parser.add_argument(
+        "model", metavar="MODEL", help="a .mar, a name in the model store, a file of export; with --images also a spec"
+    )
     parser.add_argument("--weights", type=Path, metavar="FILE", help="a checkpoint instead of the spec's")
     parser.add_argument("--images", type=Path, metavar="DIR", help="folder with labelled images")
     parser.add_argument("--annotations", type=Path, metavar="FILE", help="their COCO annotation file")
@@ -48,8 +51,11 @@ def run(args: argparse.Namespace) -> int:
     _require_consistent(args)
     store = args.model_store or default_model_store()
     is_spec = Path(args.model).suffix in _SPECS
-    model = Path(args.model) if is_spec else find_archive(args.model, store)
-    document: dict[str, Any] = {"model": str(model)} if is_spec else _verify_archive(model)
+    is_file = Path(args.model).suffix == ".onnx"
+    model = Path(args.model) if is_spec or is_file else find_archive(args.model, store)
+    document: dict[str, Any] = (
+        {"model": str(model)} if is_spec else _verify_exported(model) if is_file else _verify_archive(model)
+    )
     verified = is_spec or document["verified"]
     if args.images is not None:
         check = _verify_labelled(args, model, store)
@@ -82,6 +88,34 @@ def _verify_archive(path: Path) -> dict[str, Any]:
         "golden_detections": found.golden_detections,
         "drift": found.drift,
         "notes": list(found.notes),
+    }
+
+
+def _verify_exported(path: Path) -> dict[str, Any]:
+    from detserve.archive import verify_exported
+
+    from dettools.verification.parity_certificate import certified
+
+    found = verify_exported(path)
+    proof = certified(path)
+    golden = (
+        "no golden image"
+        if found.golden_detections is None
+        else f"golden check FAILED: {found.drift}"
+        if found.drift
+        else f"{found.golden_detections} golden detections reproduced"
+    )
+    words: dict[bool | None, str] = {
+        True: ", the file that its certificate is about",
+        False: ", NOT the file that its certificate is about",
+    }
+    print(f"{path}: {found.spec.name} {found.spec.version}, {golden}{words.get(proof, '')}")
+    return {
+        "file": str(path),
+        "verified": not found.drift and proof is not False,
+        "golden_detections": found.golden_detections,
+        "drift": found.drift,
+        "certified": proof,
     }
 
 

@@ -6,6 +6,7 @@ shapes.onnx ─► shapes.certificate.json, or shapes.refused.json when the file
 import json
 from pathlib import Path
 
+from dethandlers.artefact import digest_file
 from detserve.errors import DetserveError
 from detserve.export.model import ExportedFile
 
@@ -46,3 +47,18 @@ def write_certificate(path: Path, exported: ExportedFile, parity: Parity) -> Non
         certificate_path(exported.path, passed=not parity.passed).unlink(missing_ok=True)
     except OSError as error:
         raise CertificateError(f"certificate {path}: cannot be written ({error}).") from error
+
+
+def certified(file: Path) -> bool | None:
+    """Return whether a file is the one that the certificate beside it is about; None when there is none.
+
+    Raises:
+        CertificateError: the certificate cannot be read.
+    """
+    path = certificate_path(file, passed=True)
+    if not path.is_file():
+        return None
+    try:
+        return bool(json.loads(path.read_text("utf-8"))["sha256"] == digest_file(file))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CertificateError(f"certificate {path}: cannot be read ({error}). Export the model again.") from error
