@@ -161,19 +161,19 @@ def search_description(
             yield _Trial(changes, moved or reading.change, results, ap)
 
     done, total = 0, len(others) + min(_FINALISTS, len(others))
-    first: list[tuple[float, Spec]] = []
+    first: list[tuple[tuple[float, int], Spec]] = []
     count = -1 + len(readings)
     for other in others:
         with _described_as(detector, other, device) as loaded:
             if loaded is not None:
                 found = list(trials(other, detect_all(loaded, entries[:_FIRST], files, asked)))
                 count += len(found)
-                first.append((max(one.ap for one in found), other))
+                first.append((min(_rank(one) for one in found), other))
         done += 1
         on_progress("other descriptions", done, total)
     tried = list(trials(spec, sample))
     as_described = tried[0]
-    for _, other in sorted(first, key=lambda one: -one[0])[:_FINALISTS]:
+    for _, other in sorted(first, key=lambda one: one[0])[:_FINALISTS]:
         with _described_as(detector, other, device) as loaded:
             if loaded is not None:
                 tried += trials(other, detect_all(loaded, entries, files, asked))
@@ -184,6 +184,11 @@ def search_description(
     if best.ap - as_described.ap < wanted_gain or not _beyond_chance(truth, as_described, best):
         return Search(None, count, len(entries))
     return Search(Better(best.changes, best.categories, best.ap, as_described.ap), count, len(entries))
+
+
+def _rank(one: _Trial) -> tuple[float, int]:
+    """Higher AP before lower; of those that few images cannot tell apart, fewer changes before more."""
+    return -round(one.ap / _NEAR) * _NEAR, one.count
 
 
 def _beyond_chance(truth: GroundTruth, described: _Trial, best: _Trial) -> bool:
