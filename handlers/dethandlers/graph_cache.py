@@ -8,9 +8,14 @@ A cache never keeps a worker from starting. Its folder belongs to the worker's u
 there, else it is not used: who can put a graph there could put any into the worker. Workers that start at once each
 build their own file; the first one stays.
 
-The gain is small, and is that of a file's graph, not of its weights, which have to be hashed: opening YOLOX-nano's
-session takes 16 ms in place of 48 ms (3.7 MB), Mask R-CNN's as traced by torch 0.7 s in place of 0.6 s (178 MB).
-onnxruntime's own format is kept, not ONNX: it loads faster, and a loop's body, written as ONNX, does not load again.
+What it gains is the time of the optimiser, which depends on the nodes of a graph; what it costs depends on its bytes,
+which are hashed and, at the first start, written. Opening a session, medians on two shared cores:
+
+    YOLOX-nano 3.7 MB: 37 ms, cached 12 ms      SSDlite 9 MB: 41 ms, cached 20 ms
+    Faster R-CNN 167 MB: 510 ms, cached 545 ms, and 1.1 s more at the first start: files of that size are not cached
+
+onnxruntime's own format is kept, not ONNX: it loads faster, and some loops' bodies, once optimised and written as ONNX,
+do not load again.
 """
 
 import contextlib
@@ -33,6 +38,8 @@ from dethandlers.errors import ArtefactError
 FOLDER_VARIABLE = "DETSERVE_CACHE_DIR"
 MOST_FILES = 20
 MOST_BYTES = 2_000_000_000
+LARGEST_FILE = 64_000_000
+"""Bytes of an ONNX file; the graph of a larger one loads no faster than it is optimised."""
 _SUFFIX = ".ort"
 _ABANDONED_S = 3600.0
 
@@ -57,14 +64,15 @@ def cache_folder() -> Path | None:
 
 
 def graph_key(weights: Path, made_by: Mapping[str, Any]) -> str | None:
-    """Return what an optimised graph is kept under; None for a file that does not hold its weights itself.
+    """Return what an optimised graph is kept under; None for a file whose graph is not kept.
+
+    That is one too large to gain by it, and one that does not hold its weights itself.
 
     Args:
         weights: the file, of which the content counts.
         made_by: what else the graph depends on: the runtime's version, the provider and its options.
     """
-    digest = _digest(weights)
-    if digest is None:
+    if not 0 < weights.stat().st_size <= LARGEST_FILE or (digest := _digest(weights)) is None:
         return None
     known = {"file": digest, "cpu": [platform.machine(), _cpu_flags()], **made_by}
     return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:32]
@@ -73,14 +81,12 @@ def graph_key(weights: Path, made_by: Mapping[str, Any]) -> str | None:
 def _digest(weights: Path) -> str | None:
     """Return the SHA-256 of a file, or None when tensors lie in other files, which it would not tell.
 
-    That of an archive's member was compared just before (`dethandlers.artefact.load_artefact`): hashing a large file
-    once more would cost what the cache gains.
+    That of an archive's member was compared just before (`dethandlers.artefact.load_artefact`): hashing it once more
+    would cost a part of what the cache gains.
     """
     with contextlib.suppress(ArtefactError):
         if listed := read_digests(weights.parent / DIGESTS_FILE).get(weights.name):
             return listed
-    if not weights.stat().st_size:
-        return None
     with weights.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
         # The key of an entry of TensorProto.external_data (onnx.proto).
         return None if content.find(b"\x0a\x08location") >= 0 else digest_file(weights)

@@ -324,6 +324,12 @@ def test_an_archive_s_member_has_the_key_of_its_content(tmp_path):
     assert graph_key(weights, {}) == alone
 
 
+def test_a_file_that_is_too_large_to_gain_by_it_is_not_cached(weights, base, monkeypatch):
+    monkeypatch.setattr(graph_cache, "LARGEST_FILE", weights.stat().st_size - 1)
+    assert [runtime_of(weights).optimisation for _ in range(2)] == ["not cached"] * 2
+    assert not base.exists()
+
+
 def test_a_file_with_its_weights_in_another_is_not_cached(tmp_path, base):
     values = np.arange(8 * 3 * 64, dtype=np.float32).reshape(8, 3, 8, 8)
     nodes = [helper.make_node("Conv", ["images", "kernel"], ["maps"])]

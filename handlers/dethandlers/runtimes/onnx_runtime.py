@@ -174,7 +174,9 @@ class OnnxRuntime:
         return [{name: output[place] for name, output in outputs.items()} for place in range(count)]
 
     def synchronise(self) -> None:
-        """Nothing to wait for: a run returns when it is done."""
+        """Wait for torch's part, the widening of half precision; onnxruntime's is done when a run returns."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
 
     def describe(self) -> dict[str, Any]:
         """Return what really runs."""
