@@ -187,7 +187,8 @@ class UltrafaceEager(OnnxEager):
         if {"boxes", "scores"} <= outputs.keys():
             boxes, scores = outputs["boxes"], outputs["scores"]
         else:
-            boxes, scores = sorted(outputs.values(), key=lambda output: output.shape[-1] != 4)
+            (boxes,) = [output for output in outputs.values() if output.shape[-1] == 4]
+            (scores,) = [output for output in outputs.values() if output.shape[-1] != 4]
         height, width = self.spec.preprocessing.size
         for box, probabilities in zip(boxes, scores, strict=True):
             best = 1 + int(np.argmax(probabilities[1:]))
