@@ -26,6 +26,7 @@ COMMANDS: dict[str, str] = {
     "eval-metric": "dettools.commands.eval_metric",
     "benchmark": "dettools.commands.benchmark",
     "flops": "dettools.commands.flops",
+    "graph": "dettools.commands.graph",
     "doctor": "dettools.commands.doctor",
     "scenes": "dettools.commands.scenes",
 }

@@ -13,13 +13,13 @@ from dettools.flops.cost import Cost, Part, Share, Uncounted
 from dettools.flops.onnx_operators import VIEWS, kind_of, macs_of
 from dettools.flops.onnx_stages import Stages, find_stages
 from dettools.onnx_graph.inputs import make_feed
-from dettools.onnx_graph.model_file import OnnxFile, every_graph, import_onnx
+from dettools.onnx_graph.model_file import OnnxFile
 from dettools.onnx_graph.shapes import GraphShapes, NodeShapes, infer_shapes, run_shapes
+from dettools.onnx_graph.summary import count_parameters, qualified_name, weight_types
 
 # torchvision's defaults: rpn_post_nms_top_n_test and box_detections_per_img.
 MAX_PROPOSALS = 1000
 MAX_DETECTIONS = 100
-_NOT_WEIGHTS = ("int64", "bool", "string")
 
 
 def count_onnx(
@@ -51,7 +51,7 @@ def count_onnx(
         Part(item, tally.of_stage(stage), limits[item], rois)
         for stage, (item, rois) in enumerate(zip(stages.items, seen, strict=True), start=1)
     )
-    weights, types = _parameters(file.proto)
+    types = weight_types(file.proto)
     notes = [
         f"{sum(part.item == item for part in parts)} stages run over {item}s"
         for item in dict.fromkeys(stages.items)
@@ -71,7 +71,7 @@ def count_onnx(
         modules=tally.shares(tally.by_scope),
         uncounted=tally.uncounted(),
         elements=tally.elements,
-        parameters=weights,
+        parameters=count_parameters(types),
         buffers=0,
         parameter_types=types,
         activation_bytes=None,
@@ -97,7 +97,10 @@ class _Tally:
     other_elements: Counter[str] = field(default_factory=Counter)
 
     def add(self, node: Any, stage: int, macs: int) -> None:
-        names = [(self.by_operator, operator_name(node)), *((self.by_scope, scope) for scope in _scopes(node.name))]
+        names = [
+            (self.by_operator, qualified_name(node.domain, node.op_type)),
+            *((self.by_scope, scope) for scope in _scopes(node.name)),
+        ]
         for table, name in names:
             table.setdefault(name, [0] * (self.stages + 1))[stage] += macs
 
@@ -122,17 +125,13 @@ class _Tally:
         )
 
 
-def operator_name(node: Any) -> str:
-    """Return the operator, with its domain where it is not ONNX's own."""
-    return node.op_type if node.domain in ("", "ai.onnx") else f"{node.domain}.{node.op_type}"
-
-
 def _tally(shapes: GraphShapes, stages: Stages) -> tuple[_Tally, tuple[int, ...]]:
     """Return the sums, and the RoIs of each stage from 1 on in the run."""
     tally = _Tally(len(stages.items))
     executions: dict[int, list[tuple[NodeShapes, int]]] = {stage: [] for stage in range(len(stages.items) + 1)}
     for execution in shapes.nodes:
-        node, name = execution.node, operator_name(execution.node)
+        node = execution.node
+        name = qualified_name(node.domain, node.op_type)
         if name in VIEWS:
             continue
         elements = sum(math.prod(shape) for shape in execution.outputs if shape is not None)
@@ -184,22 +183,3 @@ def _scopes(name: str) -> list[str]:
     """Return the module paths in a node's name: of ``/roi_heads/box_head/fc6/Gemm`` three."""
     parts = [part for part in name.split("/") if part][:-1]
     return [".".join(parts[:length]) for length in range(1, len(parts) + 1)]
-
-
-def _parameters(proto: Any) -> tuple[int, dict[str, int]]:
-    """Return the weights, and all constants of the file by type."""
-    onnx = import_onnx()
-    types: dict[str, int] = {}
-    for graph in every_graph(proto.graph):
-        inputs = {value.name for value in graph.input}
-        tensors = [tensor for tensor in graph.initializer if tensor.name not in inputs or math.prod(tensor.dims) > 1]
-        tensors += [
-            attribute.t
-            for node in graph.node
-            for attribute in node.attribute
-            if node.op_type == "Constant" and attribute.name == "value"
-        ]
-        for tensor in tensors:
-            name = onnx.TensorProto.DataType.Name(tensor.data_type).lower()
-            types[name] = types.get(name, 0) + math.prod(tensor.dims)
-    return sum(count for name, count in types.items() if name not in _NOT_WEIGHTS), types

@@ -96,10 +96,10 @@ def read_onnx(path: Path, *, subject: str = "") -> OnnxFile:
             f"{subject}: got {len(content):,} bytes beginning with {content[:12]!r}, which are no ONNX model or only "
             f"a part of one ({error}). Export or copy the file again."
         ) from error
-    if not proto.graph.node and not proto.graph.output:
+    if not proto.graph.node or not proto.graph.output or not proto.opset_import:
         raise OnnxFileError(
-            f"{subject}: got {len(content):,} bytes without any operator or output, expected an ONNX model. Export or "
-            "copy the file again."
+            f"{subject}: got {len(content):,} bytes without operators, outputs or opset, expected an ONNX model: it is "
+            "another kind of file, or was cut off. Export or copy it again."
         )
     size = len(content) + _external_bytes(proto, path.parent, subject)
     _check_whole(proto, subject)
