@@ -84,18 +84,18 @@ class BoundSession:
         return {name: self._tensor(value) for name, value in zip(self.outputs, binding.get_outputs(), strict=True)}
 
     def _tensor(self, value: Any) -> torch.Tensor:
-        """Return an ``OrtValue`` as a tensor on the same memory, where onnxruntime has put it."""
+        """Return an ``OrtValue`` as a tensor on the same memory, unless that is on another device than it should be."""
         shape, dtype = list(value.shape()), DTYPES[value.data_type()]
         size = math.prod(shape) * dtype.itemsize
         # Bound to the GPU, an output may still be left on the CPU.
         cuda = value.device_name().lower() == "cuda"
         if size == 0:
-            raw = torch.empty(0, dtype=torch.uint8, device=self._device if cuda else None)
+            raw = torch.empty(0, dtype=torch.uint8)
         elif cuda:
             raw = torch.as_tensor(_Memory(value, size, cuda=True), device=self._device)
         else:
             raw = torch.from_numpy(np.asarray(_Memory(value, size, cuda=False)))
-        tensor = raw.view(dtype).reshape(shape)
+        tensor = raw.view(dtype).reshape(shape).to(self._device)
         return tensor.float() if dtype in _HALF else tensor
 
 

@@ -73,7 +73,7 @@ def read_source(args: argparse.Namespace) -> ModelSource:
         DetserveError: nothing, or two things at once, or something that cannot be read.
     """
     if (args.spec is None) == (args.torchvision is None):
-        raise DetserveError("give either a file that describes the model or --torchvision BUILDER.")
+        raise DetserveError("give either SPEC.yaml or --torchvision BUILDER; `archive` also takes a file of `export`.")
     if args.torchvision is not None:
         missing = [f"--{name}" for name in ("weights", "categories") if getattr(args, name) is None]
         if missing:

@@ -54,8 +54,8 @@ class FastestdetFamily(OnnxFamily):
             expected=f"(batch, {least} or more, {self._grid_size[0]}, {self._grid_size[1]}) from the categories, "
             "preprocessing.size and decoding.strides",
         )
-        centres = (raw[1:3].tanh() + self._cells) * self._stride
-        sizes = raw[3:5].sigmoid() * self._input_wh
+        centres = (raw[1:3].tanh() + self._cells.to(raw.device)) * self._stride
+        sizes = raw[3:5].sigmoid() * self._input_wh.to(raw.device)
         boxes = torch.cat([centres - sizes / 2, centres + sizes / 2]).flatten(1).T
         best, model_labels = raw[5:].flatten(1).max(dim=0)
         objectness = raw[0].flatten().clamp(min=0)

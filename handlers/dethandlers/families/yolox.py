@@ -41,8 +41,9 @@ class YoloxFamily(OnnxFamily):
             lambda shape: len(shape) == 2 and shape[0] == cells and shape[1] >= least,
             expected=f"(batch, {cells}, {least} or more) from preprocessing.size, decoding.strides and the categories",
         )
-        centres = (raw[:, :2] + self._cells) * self._strides
-        sizes = raw[:, 2:4].clamp(max=_MAX_RAW_SIZE).exp() * self._strides
+        grid, strides = self._cells.to(raw.device), self._strides.to(raw.device)
+        centres = (raw[:, :2] + grid) * strides
+        sizes = raw[:, 2:4].clamp(max=_MAX_RAW_SIZE).exp() * strides
         boxes = torch.cat([centres - sizes / 2, centres + sizes / 2], dim=-1)
         best, model_labels = raw[:, 5:].max(dim=-1)
         return Candidates(boxes, best * raw[:, 4], model_labels)

@@ -17,7 +17,6 @@ from dethandlers.errors import ArtefactError
 from dethandlers.families import Limits
 
 
-
 def detections_of(
     output: dict[str, torch.Tensor], *, nms: str, nms_iou: float, limits: Limits
 ) -> dict[str, torch.Tensor]:
