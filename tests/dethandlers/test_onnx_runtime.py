@@ -279,6 +279,7 @@ def test_the_batch_is_read_from_the_gpu_and_answered_there(gpu, tmp_path):
 def test_an_output_of_a_node_on_the_cpu_is_right_on_the_gpu(gpu, tmp_path):
     pixels = random_pixels(3)
     found = runtime_of(witness(tmp_path / "model.onnx"), gpu).run(batch_of(pixels.to(gpu)))
+    assert {output.device for one in found for output in one.values()} == {gpu}
     assert [one["together"].item() for one in found] == [3, 3, 3]
     assert torch.allclose(torch.stack([one["means"].cpu() for one in found]), pixels.mean(dim=(1, 2, 3)), atol=1e-5)
 
