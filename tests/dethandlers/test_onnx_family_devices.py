@@ -1,6 +1,6 @@
 """Families of ONNX files stay on the device of what they are given: the outputs of a GPU run stay on the GPU.
 
-Checked on torch's meta device, which no machine lacks: its tensors have no values and mix with those of no other device.
+Checked on torch's meta device, which no machine lacks: its tensors have no values, and mix with no other device's.
 """
 
 import pytest
