@@ -141,6 +141,12 @@ def test_a_map_of_another_shape_is_refused_with_the_keys_to_correct(shape):
     assert "from the categories, preprocessing.size and decoding.strides. Correct the spec." in caught.value.message
 
 
+def test_outputs_are_decoded_where_they_are():
+    """On a GPU they do not leave it before they are few; the meta device refuses the CPU's tensors as a GPU does."""
+    found = FastestdetFamily(spec_of()).candidates({"out": torch.zeros(8, ROWS, COLUMNS, device="meta")})
+    assert {one.device.type for one in (found.boxes_xyxy, found.scores, found.model_labels)} == {"meta"}
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -142,6 +142,12 @@ def test_a_category_that_is_the_background_is_refused_with_the_number_of_classes
         UltrafaceFamily(spec_of((0,)))
 
 
+def test_outputs_are_decoded_where_they_are():
+    """On a GPU they do not leave it before they are few; the meta device refuses the CPU's tensors as a GPU does."""
+    found = UltrafaceFamily(spec_of()).candidates({name: value.to("meta") for name, value in random_outputs(0).items()})
+    assert {one.device.type for one in (found.boxes_xyxy, found.scores, found.model_labels)} == {"meta"}
+
+
 def test_the_torch_runtime_is_refused():
     with pytest.raises(ArtefactError, match="runtime: got 'torch' with family 'ultraface', expected 'onnx'"):
         UltrafaceFamily(spec_of(runtime="torch"))

@@ -154,6 +154,12 @@ def test_strides_that_do_not_divide_the_input_are_refused(size, bad):
         YoloxFamily(spec_of(preprocessing=Preprocessing(size=size)))
 
 
+def test_outputs_are_decoded_where_they_are():
+    """On a GPU they do not leave it before they are few; the meta device refuses the CPU's tensors as a GPU does."""
+    found = YoloxFamily(spec_of()).candidates({"raw": torch.zeros(CELLS, 8, device="meta")})
+    assert {one.device.type for one in (found.boxes_xyxy, found.scores, found.model_labels)} == {"meta"}
+
+
 def test_the_torch_runtime_is_refused():
     with pytest.raises(ArtefactError, match="runtime: got 'torch' with family 'yolox', expected 'onnx'"):
         YoloxFamily(spec_of(runtime="torch"))

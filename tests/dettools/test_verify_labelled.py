@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from colour_squares import NAMES, squares_spec, write_detector, write_pictures
+from dethandlers.detections import Category
 from dethandlers.spec import Decoding, Preprocessing, Serving, Spec
 from detserve.archive import build_archive
 from detserve.resolve import resolve_spec
@@ -14,6 +15,8 @@ from detserve.spec import dump_spec, load_spec
 from dettools.cli import main
 from dettools.ground_truth import CategoryEntry
 from dettools.verification.alternatives import changed_keys, describe_changes, other_descriptions, other_readings
+from random_detectors import class_count, model_labels, random_detector, random_images
+from safetensors.torch import save_file
 
 YOLOX_SPEC = Path(__file__).parents[2] / "model_store" / "yolox_nano" / "yolox_nano.yaml"
 IMAGENET = {"scale": 1 / 255, "mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
@@ -308,9 +311,28 @@ def test_the_mean_follows_the_channel_order():
     assert {("rgb", (0.485, 0.456, 0.406)), ("bgr", (0.406, 0.456, 0.485))} <= means
 
 
-def test_a_model_with_its_own_transform_has_no_other_input():
-    spec = Spec(name="a", family="torchvision", categories=described().categories)
-    assert other_descriptions(spec) == []
+def test_a_model_with_its_own_transform_is_asked_once_and_only_its_labels_are_doubted(tmp_path, pictures, verify):
+    builder = "ssdlite320_mobilenet_v3_large"
+    detector = random_detector(builder, random_images()[:2])
+    save_file({key: tensor.contiguous() for key, tensor in detector.state.items()}, tmp_path / "ssd.safetensors")
+    spec = Spec(
+        name="ssd",
+        family="torchvision",
+        builder=builder,
+        builder_options=detector.options,
+        num_classes=class_count(builder),
+        categories=tuple(
+            Category(id=place, name=f"class {place}", model_label=label)
+            for place, label in enumerate(model_labels(builder), start=1)
+        ),
+        weights="ssd.safetensors",
+    )
+    path = build_archive(spec, folder=tmp_path, out=tmp_path / "ssd.mar").path
+    code, document, _ = verify(path, "--expect-ap", "0.9")
+    assert code == 1
+    assert "check the category map, builder, builder_options and norm_eps. None of" in document["labelled"]["message"]
+    # Of the six readings at most; no other input is tried.
+    assert 2 <= document["labelled"]["descriptions_tried"] <= 6
 
 
 def test_readings_that_mean_the_same_come_once():

@@ -45,9 +45,7 @@ class Reading:
 
 
 def other_descriptions(spec: Spec) -> list[Spec]:
-    """Return the spec with other inputs and outputs; none for a model that brings its own transform."""
-    if spec.runtime != "onnx":
-        return []
+    """Return the spec of a foreign ONNX file with other inputs and outputs."""
     others = [replace(spec, preprocessing=one) for one in _other_inputs(spec.preprocessing)]
     strides = spec.decoding.strides
     if strides != strides[::-1]:

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from dethandlers.detector import Detector
+from dethandlers.onnx_family import OnnxFamily
 from dethandlers.options import Options
 from dethandlers.spec import Accuracy
 from detserve.errors import DetserveError
@@ -197,7 +198,7 @@ def check_labelled(
 
 
 def _to_check(detector: Detector) -> str:
-    if detector.spec.runtime == "onnx":
+    if isinstance(detector.family, OnnxFamily):
         return "preprocessing.channel_order, scale, mean, std and resize, decoding, and the category map"
     return "the category map, builder, builder_options and norm_eps"
 

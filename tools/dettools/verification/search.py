@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from dethandlers.detector import Detector
 from dethandlers.errors import DetectorError
+from dethandlers.onnx_family import OnnxFamily
 from dethandlers.options import Options
 from dethandlers.spec import Spec
 
@@ -146,7 +147,8 @@ def search_description(
     spec = detector.spec
     described = Reading("", tuple(category_ids))
     readings = [described, *other_readings(spec.categories, truth.categories, category_ids)]
-    others = other_descriptions(spec)
+    # Other families know their input themselves: from the model's own transform.
+    others = other_descriptions(spec) if isinstance(detector.family, OnnxFamily) else []
     if not entries:
         return Search(None, 0, 0)
     # Every evaluation reads all annotations that it is given.
