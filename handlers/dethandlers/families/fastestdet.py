@@ -55,7 +55,7 @@ class FastestdetFamily(OnnxFamily):
             "preprocessing.size and decoding.strides",
         )
         centres = (raw[1:3].tanh() + self._cells.to(raw.device)) * self._stride
-        sizes = raw[3:5].sigmoid() * self._input_wh.to(raw.device).to(raw.device)
+        sizes = raw[3:5].sigmoid() * self._input_wh.to(raw.device)
         boxes = torch.cat([centres - sizes / 2, centres + sizes / 2]).flatten(1).T
         best, model_labels = raw[5:].flatten(1).max(dim=0)
         objectness = raw[0].flatten().clamp(min=0)
