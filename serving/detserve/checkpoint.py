@@ -16,7 +16,7 @@ import warnings
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -24,6 +24,23 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from detserve.errors import CheckpointError
+
+
+class LeftOut:
+    """What stands for an object that training left beside the weights: it keeps what it was told and does nothing."""
+
+    def __init__(self, *_: object) -> None:
+        self.held: object = None
+
+    def __new__(cls, *_: object) -> Self:
+        """Take whatever a pickle passes."""
+        made = super().__new__(cls)
+        made.held = None
+        return made
+
+    def __setstate__(self, state: object) -> None:
+        self.held = state
+
 
 # torchvision's reference training saves its arguments, and metrics are often NumPy scalars: data, no code.
 _HARMLESS: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
@@ -34,11 +51,18 @@ _HARMLESS: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
     (np._core.multiarray.scalar, "numpy.core.multiarray.scalar"),  # type: ignore[attr-defined] # as NumPy 1 called it
     *(type(np.dtype(code)) for code in "?bBhHiIlLqQefd"),
 ]
+# What MMEngine's and MMCV's training states hold beside plain values. Nothing of it is built.
+_TRAINING_STATE: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
+    (LeftOut, "mmengine.logging.history_buffer.HistoryBuffer"),
+    (LeftOut, "numpy.ndarray"),
+    (LeftOut, "numpy.core.multiarray._reconstruct"),
+    (LeftOut, "numpy._core.multiarray._reconstruct"),
+]
 _DATA = re.compile(
     r"collections\.(OrderedDict|Counter)|_codecs\.encode|torch\._utils\._rebuild_\w+|torch\.(\w+Storage|[a-z]+\d+)"
 )
 # Where training scripts keep the weights, the averaged ones first: those are what is evaluated.
-_STATE_KEYS = ("model_ema", "ema", "state_dict", "model_state_dict", "model", "module")
+STATE_KEYS = ("model_ema", "ema", "state_dict", "model_state_dict", "model", "module")
 _PREFIXES = ("module.", "_orig_mod.")
 
 
@@ -55,15 +79,20 @@ def load_state_dict(path: Path) -> dict[str, torch.Tensor]:
         raise CheckpointError(f"weights: got {path}, which is no file. Give the checkpoint's path with --weights.")
     if path.suffix == ".safetensors":
         try:
-            return _strip_prefixes(load_file(path))
+            return strip_prefixes(load_file(path))
         except (SafetensorError, OSError, ValueError) as error:
             raise CheckpointError(f"weights {path.name}: not safetensors, or damaged ({error}).") from error
-    return _strip_prefixes(_find_state(_unpickle(path), path))
+    return strip_prefixes(_find_state(unpickle(path), path))
 
 
-def _unpickle(path: Path) -> Any:
+def unpickle(path: Path) -> Any:
+    """Read a checkpoint's pickle by torch's restricted unpickler, onto the CPU.
+
+    Raises:
+        CheckpointError: damaged, or it needs more than data; nothing was executed.
+    """
     try:
-        with torch.serialization.safe_globals(_HARMLESS), warnings.catch_warnings():
+        with torch.serialization.safe_globals([*_HARMLESS, *_TRAINING_STATE]), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about the pickle's protocol; if it matters, it is told below
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # damaged pickles fail in every way that there is
@@ -125,20 +154,21 @@ def _imports(path: Path) -> list[str]:
 
 
 def _find_state(value: Any, path: Path) -> dict[str, torch.Tensor]:
-    if _is_state(value):
+    if is_state(value):
         return dict(value)
     if isinstance(value, dict):
-        for key in _STATE_KEYS:
-            if _is_state(value.get(key)):
+        for key in STATE_KEYS:
+            if is_state(value.get(key)):
                 return dict(value[key])
         raise CheckpointError(
             f"weights {path.name}: got the keys {', '.join(map(str, list(value)[:8]))}, expected a state dict, alone "
-            f"or under one of {', '.join(_STATE_KEYS)}."
+            f"or under one of {', '.join(STATE_KEYS)}."
         )
     raise CheckpointError(f"weights {path.name}: got {type(value).__name__}, expected a state dict.")
 
 
-def _is_state(value: Any) -> bool:
+def is_state(value: Any) -> bool:
+    """Whether a value is a state dict: names to tensors."""
     return (
         isinstance(value, dict)
         and bool(value)
@@ -146,7 +176,7 @@ def _is_state(value: Any) -> bool:
     )
 
 
-def _strip_prefixes(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def strip_prefixes(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Drop what DataParallel, torch.compile and averaging wrap around the names."""
     state.pop("n_averaged", None)
     for prefix in _PREFIXES:

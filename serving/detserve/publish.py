@@ -28,11 +28,10 @@ from dethandlers.artefact import digest_file
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
-from detserve.checkpoint import _unpickle
+from detserve.checkpoint import unpickle
 from detserve.errors import CheckpointError, DetserveError
 from detserve.published_metadata import (
     PUBLISHED,
-    LeftOut,
     Removed,
     as_texts,
     from_texts,
@@ -47,13 +46,6 @@ _PICKLED = (".pth", ".pt")
 _SAFETENSORS = ".safetensors"
 _DIGITS = 8
 _OLD_DIGEST = re.compile(r"-(?!(19|20)\d\d(0[1-9]|1[0-2])(0[1-9]|[12]\d|3[01])$)[0-9a-f]{8}$")  # dates stay
-# What MMEngine's and MMCV's training states hold beside plain values. Nothing of it is built or kept.
-_TRAINING_STATE: list[Any] = [
-    (LeftOut, "mmengine.logging.history_buffer.HistoryBuffer"),
-    (LeftOut, "numpy.ndarray"),
-    (LeftOut, "numpy.core.multiarray._reconstruct"),
-    (LeftOut, "numpy._core.multiarray._reconstruct"),
-]
 
 
 class PublishError(DetserveError):
@@ -227,8 +219,7 @@ def _content(path: Path) -> tuple[Any, dict[str, str]]:
     if not path.is_file():
         raise CheckpointError(f"weights: got {path}, which is no file. Give the checkpoint's path.")
     if path.suffix.lower() != _SAFETENSORS:
-        with torch.serialization.safe_globals(_TRAINING_STATE):
-            return _unpickle(path), {}
+        return unpickle(path), {}
     try:
         tensors = load_file(path)
         with path.open("rb") as file:

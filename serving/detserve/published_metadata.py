@@ -11,10 +11,12 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import PurePath
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import torch
+
+from detserve.checkpoint import LeftOut
 
 # What MMDetection (2.x: CLASSES, 3.x: dataset_meta) and detserve read, and what tells how far training had come.
 _VERSIONS = ("mmdet_version", "mmengine_version", "mmcv_version")
@@ -43,22 +45,6 @@ class Removed:
     key: str
     size: int
     reason: str
-
-
-class LeftOut:
-    """What stands for an object that training left beside the weights: it keeps what it was told and does nothing."""
-
-    def __init__(self, *_: object) -> None:
-        self.held: object = None
-
-    def __new__(cls, *_: object) -> Self:
-        """Take whatever a pickle passes."""
-        made = super().__new__(cls)
-        made.held = None
-        return made
-
-    def __setstate__(self, state: object) -> None:
-        self.held = state
 
 
 def scrub_metadata(meta: object) -> tuple[dict[str, Any], list[Removed]]:

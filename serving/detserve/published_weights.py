@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 import torch
 
-from detserve.checkpoint import _STATE_KEYS, _is_state, _strip_prefixes
+from detserve.checkpoint import STATE_KEYS, is_state, strip_prefixes
 from detserve.errors import CheckpointError
 
 Ema = Literal["auto", "use", "drop"]
@@ -61,14 +61,14 @@ def choose_weights(content: object, ema: Ema, name: str) -> Weights:
         CheckpointError: there are no weights, or none of the kind asked for.
     """
     places = _places(content)
-    usual = next((key for key in _STATE_KEYS if key in places), "" if "" in places else None)
+    usual = next((key for key in STATE_KEYS if key in places), "" if "" in places else None)
     averages = [key for key in places if key in _AVERAGED_KEYS]
     others = [key for key in places if key in _OTHER_AVERAGES or "." in key]
-    plain = next((key for key in _STATE_KEYS if key in places and key not in _AVERAGED_KEYS), None)
+    plain = next((key for key in STATE_KEYS if key in places and key not in _AVERAGED_KEYS), None)
     if usual is None and not others:
         keys = ", ".join(map(str, list(content)[:8])) if isinstance(content, Mapping) else type(content).__name__
         raise CheckpointError(
-            f"weights {name}: got {keys}, expected a state dict, alone or under one of {', '.join(_STATE_KEYS)}."
+            f"weights {name}: got {keys}, expected a state dict, alone or under one of {', '.join(STATE_KEYS)}."
         )
     exchanged = plain == "state_dict" and "steps" in places.get("ema_state_dict", {})
     twins = _twins(places[plain or ""]) if plain or usual == "" else {}
@@ -175,14 +175,14 @@ def _places(content: object) -> dict[str, Mapping[str, torch.Tensor]]:
     """Where state dicts lie: under the empty name when the checkpoint is one."""
     if not isinstance(content, Mapping):
         return {}
-    if _is_state(content):
+    if is_state(content):
         return {"": content}
-    places = {key: content[key] for key in (*_STATE_KEYS, *_OTHER_AVERAGES) if _is_state(content.get(key))}
+    places = {key: content[key] for key in (*STATE_KEYS, *_OTHER_AVERAGES) if is_state(content.get(key))}
     for key in _AVERAGED_KEYS:
         inner = content.get(key)
         if key not in places and isinstance(inner, Mapping):
             # Such as RT-DETR's `ema`, with its `module` and how often it was updated.
-            places |= {f"{key}.{name}": inner[name] for name in ("module", "state_dict") if _is_state(inner.get(name))}
+            places |= {f"{key}.{name}": inner[name] for name in ("module", "state_dict") if is_state(inner.get(name))}
     return places
 
 
@@ -224,7 +224,7 @@ def _uncounted(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def _bare(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return _strip_prefixes(_uncounted(state))
+    return strip_prefixes(_uncounted(state))
 
 
 def _unwrapped(

@@ -23,8 +23,8 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from dethandlers.detections import Detections
 from dethandlers.errors import ArtefactError
-from dethandlers.families import Batch, Limits
 from dethandlers.exported_detections import detections_of
+from dethandlers.families import Batch, Limits
 from dethandlers.postprocess import encode_masks, scale_boxes
 from dethandlers.preprocess import Prepared, normalise, pad_to_multiple, resize, shorter_side_size
 from dethandlers.spec import Preprocessing, Spec
