@@ -1,5 +1,6 @@
 """MACs of ONNX files against figures worked out by hand, against PyTorch, and of real files against their papers."""
 
+import json
 import warnings
 from pathlib import Path
 
@@ -98,6 +99,31 @@ def test_resizing_weighs_neighbours(tmp_path, mode, taps):
     assert count_onnx(file, None).macs == 4 * 20 * 24 * taps
 
 
+def test_a_deformable_convolution_is_the_convolution_and_its_samples(tmp_path):
+    initializers = [weight("w", 6, 4, 3, 3), weight("offset", 1, 18, 8, 10)]
+    file = write(tmp_path / "a.onnx", [node("DeformConv", "x w offset")], IMAGE, initializers, opset=19)
+    assert count_onnx(file, None).macs == 6 * 80 * 4 * 9 + 4 * (80 * 4 * 9)
+
+
+def test_grid_sampling_weighs_four_pixels(tmp_path):
+    file = write(tmp_path / "a.onnx", [node("GridSample", "x grid")], IMAGE, [weight("grid", 1, 5, 6, 2)])
+    assert count_onnx(file, None).macs == 4 * 5 * 6 * 4
+
+
+def test_quantised_convolutions_cost_what_the_others_do(tmp_path):
+    scale = numpy_helper.from_array(np.float32(0.1), "s")
+    zero = numpy_helper.from_array(np.uint8(0), "z")
+    kernel = numpy_helper.from_array(np.ones((8, 4, 3, 3), np.uint8), "w")
+    nodes = [
+        node("QuantizeLinear", "x s z", "q"),
+        node("QLinearConv", "q s z w s z s z", "r"),
+        node("DequantizeLinear", "r s z"),
+    ]
+    cost = count_onnx(write(tmp_path / "a.onnx", nodes, IMAGE, [scale, zero, kernel]), None)
+    assert cost.macs == 8 * 8 * 10 * 4 * 9
+    assert cost.parameter_types["uint8"] == 8 * 4 * 9 + 1
+
+
 def align(features, rois, output, ratio=2):
     return node("RoiAlign", f"{features} {rois} batch", output, output_height=7, output_width=7, sampling_ratio=ratio)
 
@@ -154,6 +180,17 @@ def test_a_run_without_proposals_still_tells_what_one_costs(tmp_path):
     initializers = [weight("w", 8, 4, 1, 1), weight("w3", 3, 8, 1, 1), empty, indices("batch")]
     cost = count_onnx(write(tmp_path / "a.onnx", nodes, IMAGE, initializers), None)
     assert [(part.seen, part.macs) for part in cost.parts] == [(0, 8 * 49 * 16 + 3 * 49 * 8)]
+
+
+def test_a_file_that_detserve_exported_says_how_many_there_can_be(tmp_path):
+    path = tmp_path / "a.onnx"
+    file = two_stage(path)
+    spec = {"builder": "maskrcnn_resnet50_fpn", "builder_options": {"rpn_post_nms_top_n_test": 40}}
+    helper.set_model_props(file.proto, {"detserve.spec": json.dumps({**spec, "serving": {"max_detections": 30}})})
+    assert [part.most for part in count_onnx(file, None).parts] == [40, 30]
+    helper.set_model_props(file.proto, {"detserve.spec": "no JSON"})
+    assert [part.most for part in count_onnx(file, None).parts] == [1000, 100]
+    assert [part.most for part in count_onnx(file, None, max_proposals=8, max_detections=3).parts] == [8, 3]
 
 
 def test_stages_follow_the_data(tmp_path):

@@ -4,10 +4,13 @@ Nodes behind a RoiAlign run over as many RoIs as the image has: their cost of on
 by the RoIs of the run, and the total is a range, as for PyTorch.
 """
 
+import json
 import math
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
+
+from detserve.export.onnx_file import SPEC_KEY
 
 from dettools.flops.cost import Cost, Part, Share, Uncounted
 from dettools.flops.onnx_operators import VIEWS, kind_of, macs_of
@@ -20,6 +23,8 @@ from dettools.onnx_graph.summary import count_parameters, qualified_name, weight
 # torchvision's defaults: rpn_post_nms_top_n_test and box_detections_per_img.
 MAX_PROPOSALS = 1000
 MAX_DETECTIONS = 100
+# Builders with a default of their own.
+_PROPOSALS_OF = {"fasterrcnn_mobilenet_v3_large_320_fpn": 150}
 
 
 def count_onnx(
@@ -34,8 +39,8 @@ def count_onnx(
     Args:
         file: the model.
         asked: ``(H, W)`` px of the input; None where the file fixes them.
-        max_proposals: RoIs of a box head at most; None takes torchvision's 1000.
-        max_detections: RoIs of a mask or keypoint head at most; None takes torchvision's 100.
+        max_proposals: RoIs of a box head at most; None takes what the file says (exported by detserve), or 1000.
+        max_detections: RoIs of a mask or keypoint head at most; None takes what the file says, or 100.
 
     Raises:
         OnnxFileError: the size is missing or contradicts the file, or the file does not run.
@@ -45,10 +50,11 @@ def count_onnx(
     if shapes.unknown:
         shapes = run_shapes(file, feed)
     stages = find_stages(file.proto.graph)
-    limits = {"proposal": max_proposals or MAX_PROPOSALS, "detection": max_detections or MAX_DETECTIONS}
+    limits = _limits(file.proto)
+    limits = {"proposal": max_proposals or limits["proposal"], "detection": max_detections or limits["detection"]}
     tally, seen = _tally(shapes, stages)
     parts = tuple(
-        Part(item, tally.of_stage(stage), limits[item], rois)
+        Part(item, tally.of_stage(stage), max(limits[item], rois), rois)
         for stage, (item, rois) in enumerate(zip(stages.items, seen, strict=True), start=1)
     )
     types = weight_types(file.proto)
@@ -123,6 +129,20 @@ class _Tally:
             Uncounted(name, kind_of(name), self.other_calls[name], elements)
             for name, elements in self.other_elements.most_common()
         )
+
+
+def _limits(proto: Any) -> dict[str, int]:
+    """Return the most proposals and detections: of a file that detserve exported those of its spec."""
+    limits = {"proposal": MAX_PROPOSALS, "detection": MAX_DETECTIONS}
+    text = next((entry.value for entry in proto.metadata_props if entry.key == SPEC_KEY), "")
+    try:
+        spec = json.loads(text) if text else {}
+        chosen = spec.get("builder_options", {}).get("rpn_post_nms_top_n_test")
+        limits["proposal"] = int(chosen or _PROPOSALS_OF.get(str(spec.get("builder")), MAX_PROPOSALS))
+        limits["detection"] = int(spec.get("serving", {}).get("max_detections", MAX_DETECTIONS))
+    except (ValueError, TypeError, AttributeError):
+        return {"proposal": MAX_PROPOSALS, "detection": MAX_DETECTIONS}
+    return limits
 
 
 def _tally(shapes: GraphShapes, stages: Stages) -> tuple[_Tally, tuple[int, ...]]:
