@@ -123,7 +123,7 @@ def test_the_mean_over_a_folder(tmp_path, spec, capsys):
     assert found["average"]["macs"] == pytest.approx((2 * found["macs"] + small["macs"]) / 3)
     assert main(["flops", path, *options, "--num-images", "2"]) == 0
     shown = capsys.readouterr().out
-    assert "mean of 2 images in 1 input sizes" in shown
+    assert "mean of 2 images in 1 input size:" in shown
     assert "Compute type: dataloader: load a picture from the dataset" in shown
 
 

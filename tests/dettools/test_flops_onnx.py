@@ -32,7 +32,7 @@ def indices(name, *values):
     return numpy_helper.from_array(np.array(values, np.int64), name)
 
 
-def write(path: Path, nodes, image, initializers=(), *, more_inputs=(), outputs=("y",), opset=17, functions=()):
+def write(path: Path, nodes, image, initializers=(), *, more_inputs=(), outputs=("y",), opset=17):
     """Write a model whose first input is ``image``; the outputs' shapes are left open."""
     graph = helper.make_graph(
         nodes,
@@ -222,6 +222,35 @@ def test_a_loop_costs_as_often_as_it_runs(tmp_path):
     cost = count_onnx(write(tmp_path / "a.onnx", nodes, IMAGE, initializers), None)
     assert cost.macs == 3 * (4 * 120 * 4)
     assert cost.operators[0].calls == 3
+
+
+def test_a_function_of_the_file_costs_what_is_in_it(tmp_path):
+    """torch's newer exporter may keep modules as functions."""
+    block = helper.make_function(
+        "mine",
+        "Block",
+        ["a", "b"],
+        ["d"],
+        [node("Conv", "a b", "c"), node("Relu", "c", "d")],
+        [helper.make_opsetid("", 17)],
+    )
+    graph = helper.make_graph(
+        [
+            helper.make_node("Block", ["x", "w"], ["m"], domain="mine"),
+            helper.make_node("Block", ["m", "w"], ["y"], domain="mine"),
+        ],
+        "small",
+        [helper.make_tensor_value_info("x", FLOAT, IMAGE)],
+        [helper.make_tensor_value_info("y", FLOAT, None)],
+        [weight("w", 4, 4, 1, 1)],
+    )
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("mine", 1)]
+    model = helper.make_model(graph, opset_imports=opsets, functions=[block])
+    model.ir_version = 10
+    onnx.save(model, tmp_path / "a.onnx")
+    cost = count_onnx(read_onnx(tmp_path / "a.onnx"), None)
+    assert cost.macs == 2 * 4 * 120 * 4
+    assert [one.operator for one in cost.uncounted] == ["Relu"]
 
 
 def test_what_has_no_formula_is_listed_and_reshaping_is_not(tmp_path):

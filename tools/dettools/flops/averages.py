@@ -5,7 +5,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from dethandlers.errors import DetectorError
 from PIL import Image, ImageOps
 
 from dettools.flops.cost import Cost, FlopsError
@@ -63,6 +62,6 @@ def _size(path: Path) -> tuple[int, int]:
     try:
         with Image.open(path) as image:
             width, height = ImageOps.exif_transpose(image).size
-    except (OSError, ValueError, DetectorError) as error:
+    except (OSError, ValueError, Image.DecompressionBombError) as error:
         raise FlopsError(f"image {path}: cannot be read ({error}). Remove it, or give another folder.") from error
     return height, width

@@ -89,7 +89,7 @@ class Cost:
         modules: by path, in the order of the network; ONNX: by the scopes in the nodes' names.
         uncounted: most elements first.
         elements: outputs of all operators that are no views, counted or not, of the measured run.
-        parameters: weights, and the elements of normalisation buffers not among them.
+        parameters: elements of the weights.
         buffers: elements kept beside the weights (running means, frozen norms).
         parameter_types: elements by type, as stored.
         activation_bytes: of those outputs, in-place ones left out; None where not known.

@@ -35,8 +35,8 @@ def print_average(average: Average, console: Console) -> None:
     """Print the mean over some images."""
     span = _range(round(average.macs), round(average.most_macs))
     console.print(
-        f"mean of {average.images} images in {average.shapes} input sizes: {span} MACs "
-        f"({_size(average.smallest)}: {amount(average.smallest.macs)} … {_size(average.largest)}: "
+        f"mean of {average.images} images in {average.shapes} input size{'' if average.shapes == 1 else 's'}: {span} "
+        f"MACs ({_size(average.smallest)}: {amount(average.smallest.macs)} … {_size(average.largest)}: "
         f"{amount(average.largest.most_macs)}); the tables are of the largest",
         highlight=False,
     )
