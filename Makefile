@@ -11,7 +11,7 @@ OUT ?= out/demo
 READY := $(VENV)/.detserve-ready
 EXTRAS ?= onnx,dev
 
-.PHONY: ceiling help env demo serve test lint pytest gpu peers clean
+.PHONY: ceiling help env demo serve test lint pytest gpu peers runtimes clean
 .DEFAULT_GOAL := help
 
 help:  ## show this list
@@ -50,6 +50,9 @@ peers: $(READY)  ## our server beside others, about 25 minutes; writes benchmark
 
 ceiling: $(READY)  ## the demo model served beside itself in process; benchmarks/CEILING.md, 5 minutes
 	$(BIN)/python benchmarks/ceiling.py
+
+runtimes: $(READY)  ## the demo model served by torch beside its ONNX export; benchmarks/RUNTIMES.md, 6 minutes
+	$(BIN)/python benchmarks/runtimes.py
 
 clean:  ## remove what the build and the tests made, and keep the environment
 	rm -rf out build dist .pytest_cache .mypy_cache .ruff_cache

@@ -85,7 +85,7 @@ def main() -> int:
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ceiling-")))
         os.environ["DETSERVE_STATE_DIR"] = str(folder / "state")
-        images = _images(args.images, folder)
+        images = read_images(args.images, folder)
         for given in args.models or [str(ROOT / "model_store" / "shapes" / "shapes.yaml")]:
             spec, _, weights = given.partition("=")
             results.append(_measure(args, Path(spec), Path(weights) if weights else None, images, folder))
@@ -98,7 +98,7 @@ def main() -> int:
     return 0
 
 
-def _images(folder: Path | None, scratch: Path) -> list[bytes]:
+def read_images(folder: Path | None, scratch: Path) -> list[bytes]:
     from dettools.datasets.scenes import write_dataset
 
     if folder is None:
@@ -135,19 +135,19 @@ def _measure(
         state = server.start([archive], settings, instance=instance, timeout_s=300)
         stack.callback(server.stop, instance)
         token = server.token(instance, "inference").value
-        _served(state.inference_url, spec.name, token, images, CONCURRENCY, args.seconds)  # warm
+        served_turn(state.inference_url, spec.name, token, images, CONCURRENCY, args.seconds)  # warm
         for number in range(args.rounds):
             for name, (count, size) in names.items():
                 turns[name].append(_ask(local[count], size, args.seconds))
-            for name, concurrency in served.items():
-                turns[name].append(_served(state.inference_url, spec.name, token, images, concurrency, args.seconds))
+            for name, users in served.items():
+                turns[name].append(served_turn(state.inference_url, spec.name, token, images, users, args.seconds))
             last = ", ".join(f"{name}: {kept[-1].rate:.1f}/s {kept[-1].p50_ms:.1f} ms" for name, kept in turns.items())
             print(f"{spec.name}, round {number + 1} of {args.rounds}: {last}", file=sys.stderr, flush=True)
         pairs = []
         for number in range(args.pairs):
             asking = [
                 lambda: _ask(local[threads], 1, _PAIRED_S),
-                lambda: _served(state.inference_url, spec.name, token, images, 1, _PAIRED_S),
+                lambda: served_turn(state.inference_url, spec.name, token, images, 1, _PAIRED_S),
             ]
             if number % 2:
                 pairs.append(tuple(ask() for ask in reversed(asking))[::-1])
@@ -242,7 +242,7 @@ def _ask(connection: Connection, size: int, seconds: float) -> Turn:
     return turn
 
 
-def _served(url: str, model: str, token: str, images: Sequence[bytes], concurrency: int, seconds: float) -> Turn:
+def served_turn(url: str, model: str, token: str, images: Sequence[bytes], concurrency: int, seconds: float) -> Turn:
     from detserve.async_client import Target
     from dettools.benchmark.load import Bounds, Picture, run_load
     from dettools.benchmark.measurement import Load
@@ -299,15 +299,15 @@ def to_markdown(results: Sequence[Result], environment: dict[str, Any], images: 
             cpu_ms = statistics.median(turn.client_cpu_ms for turn in turns)
             cells = [
                 name + mark,
-                _spread([turn.rate for turn in turns]),
-                _spread([turn.p50_ms for turn in turns]),
+                spread([turn.rate for turn in turns]),
+                spread([turn.p50_ms for turn in turns]),
                 f"{cpu_ms:.2f}" if cpu_ms else "–",
                 str(sum(turn.failed for turn in turns)),
             ]
             lines.append(f"| {' | '.join(cells)} |")
         lines += [
             "",
-            f"- served at concurrency {CONCURRENCY} ÷ ceiling: **{_spread(result.ratios, 2)}**",
+            f"- served at concurrency {CONCURRENCY} ÷ ceiling: **{spread(result.ratios, 2)}**",
             f"- {p50}, {len(result.overheads_ms)} pairs of {_PAIRED_S:g} s: **{_quartiles(result.overheads_ms)} ms**",
         ]
     return "\n".join(lines) + "\n"
@@ -318,7 +318,7 @@ def _quartiles(values: Sequence[float]) -> str:
     return f"{median:.1f} (quartiles {first:.1f} and {third:.1f})"
 
 
-def _spread(values: Sequence[float], digits: int = 1) -> str:
+def spread(values: Sequence[float], digits: int = 1) -> str:
     return f"{statistics.median(values):.{digits}f} ({min(values):.{digits}f}–{max(values):.{digits}f})"
 
 
