@@ -201,7 +201,8 @@ def to_markdown(results: Sequence[Result], environment: dict[str, Any], images: 
         sides = dict(zip(RUNTIMES, zip(*result.pairs, strict=True), strict=True))
         failed = sum(turn.failed for turns in sides.values() for turn in turns)
         told = "; ".join(
-            f"{runtime} {spread([turn.rate for turn in turns])} req/s, p50 {spread([turn.p50_ms for turn in turns], 0)} ms"
+            f"{runtime} {spread([turn.rate for turn in turns])} req/s, "
+            f"p50 {spread([turn.p50_ms for turn in turns], 0)} ms"
             for runtime, turns in sides.items()
         )
         lines += [

@@ -64,7 +64,7 @@ def count_onnx(
         if sum(part.item == item for part in parts) > 1
     ]
     if shapes.skipped:
-        notes.append(f"{shapes.skipped} nodes did not run: branches not taken, or nodes that onnxruntime replaced")
+        notes.append(f"{shapes.skipped} nodes did not run: branches not taken, or replaced by onnxruntime")
     if tally.adaptive:
         notes.append("RoiAlign with sampling_ratio 0 is counted as 2×2 samples a bin")
     return Cost(
