@@ -1,6 +1,7 @@
 """An exported file and its proof, as tables for people."""
 
 from detserve.export.model import ExportedFile
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -30,6 +31,8 @@ def print_parity(parity: Parity, console: Console) -> None:
         *("runtime", "batch", "images", "objects", "unmatched", "flips", "Δbox px", "Δscore"),
         title=f"against {parity.eager}",
         title_justify="left",
+        box=SIMPLE_HEAD,
+        pad_edge=False,
         caption=f"the worst of all; allowed in {parity.precision}: {tier.box_px:g} px, {tier.score:g} in score",
         caption_justify="left",
     )
@@ -47,7 +50,7 @@ def print_parity(parity: Parity, console: Console) -> None:
         if keypoints:
             more.append("–" if row.keypoint_px is None else f"{row.keypoint_px:.2g}")
         if agreeing:
-            more.append(f"{100 * row.agreeing:.1f} %")
+            more.append(f"{100 * row.agreeing:.1f}%")
         table.add_row(*map(str, cells), *more)
     console.print(table)
     for check in parity.ap:
