@@ -25,10 +25,10 @@ def resolve_spec(spec: Spec, state: Mapping[str, torch.Tensor] | None) -> Spec:
     """
     if state is None:
         return replace(spec, categories=assign_model_labels(spec.categories, spec.num_classes or len(spec.categories)))
+    if spec.num_classes:
+        _build_meta(spec, state)
     num_classes = spec.num_classes or _count_classes(spec, state)
-    resolved = replace(spec, num_classes=num_classes)
-    _build_meta(resolved, state)
-    return replace(resolved, categories=assign_model_labels(spec.categories, num_classes))
+    return replace(spec, num_classes=num_classes, categories=assign_model_labels(spec.categories, num_classes))
 
 
 def _count_classes(spec: Spec, state: Mapping[str, torch.Tensor]) -> int:
