@@ -137,18 +137,24 @@ def _report(exported: ExportedFile, parity: Parity | None, source: ModelSource, 
     from rich.console import Console
 
     from dettools.reports.exports import print_export, print_parity
-    from dettools.verification.parity_certificate import certificate_path, write_certificate
+    from dettools.verification.parity_certificate import (
+        certificate_path,
+        remove_stale_certificate,
+        write_certificate,
+    )
 
     console = Console()
     certificate: Path | None = None
+    notes = [*exported.notes, *(parity.notes if parity else ())]
     if parity is not None:
         certificate = certificate_path(exported.path, passed=not exported.refused)
         write_certificate(certificate, exported, parity)
+    elif remove_stale_certificate(exported.path):
+        notes.append("the certificate that lay beside it was about another file and was removed: prove it by --verify")
     if not exported.refused and source.described_here:
         written = spec_path(args.model_store or default_model_store(), source.spec.name)
         write_spec(source, args.golden_image, written)
         print(f"{written}: its spec")
-    notes = [*exported.notes, *(parity.notes if parity else ())]
     for note in notes:
         print(f"export: note: {note}", file=sys.stderr)
     print_export(exported, console)

@@ -24,7 +24,9 @@ def certificate_path(file: Path, *, passed: bool) -> Path:
 
 
 def write_certificate(path: Path, exported: ExportedFile, parity: Parity) -> None:
-    """Write what was found; one of an earlier export of that name, with the other outcome, is removed.
+    """Write what was found. A pass removes the refusal of an earlier export of that name; a refusal removes nothing.
+
+    The file that a refused one would have replaced is still there, and its certificate is still about it.
 
     Raises:
         CertificateError: it cannot be written there.
@@ -44,9 +46,32 @@ def write_certificate(path: Path, exported: ExportedFile, parity: Parity) -> Non
     }
     try:
         path.write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", "utf-8")
-        certificate_path(exported.path, passed=not parity.passed).unlink(missing_ok=True)
+        if parity.passed:
+            certificate_path(exported.path, passed=False).unlink(missing_ok=True)
     except OSError as error:
         raise CertificateError(f"certificate {path}: cannot be written ({error}).") from error
+
+
+def remove_stale_certificate(file: Path) -> bool:
+    """Remove the certificate beside a file that was written without a proof, unless it is about that very file.
+
+    Returns:
+        Whether one was removed.
+
+    Raises:
+        CertificateError: it cannot be removed.
+    """
+    try:
+        stale = certified(file) is False
+    except CertificateError:
+        stale = True
+    if stale:
+        path = certificate_path(file, passed=True)
+        try:
+            path.unlink()
+        except OSError as error:
+            raise CertificateError(f"certificate {path}: cannot be removed ({error}).") from error
+    return stale
 
 
 def certified(file: Path) -> bool | None:
