@@ -1,0 +1,162 @@
+"""Every torchvision builder exported to ONNX: the worker finds in the file what eager finds in the checkpoint."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pytest
+import torch
+from builder_parity import worst
+from dethandlers.detections import Detections
+from dethandlers.detector import Answer, Detector, Request
+from dethandlers.families.torchvision_detection import builders
+from dethandlers.options import Options
+from detserve.eager import TorchvisionEager
+from detserve.errors import ExportError
+from detserve.export.exporters import ExportOptions
+from detserve.export.model import export_model
+from detserve.export.onnx_file import described_artefact
+from random_detectors import MAX_DETECTIONS, OPTIONS
+
+ONE_STAGE = [builder for builder in sorted(OPTIONS) if not builder.startswith(("faster", "mask", "keypoint"))]
+CASES = [
+    (builder, nms) for builder in sorted(OPTIONS) for nms in (("host", "graph") if builder in ONE_STAGE else ("graph",))
+]
+
+pytestmark = pytest.mark.slow
+
+
+@dataclass(frozen=True)
+class Case:
+    """One exported file, loaded as the worker loads it, and the reference."""
+
+    builder: str
+    detector: Detector
+    eager: TorchvisionEager
+    threshold: float
+
+    @property
+    def asked(self) -> Options:
+        return Options(
+            score_threshold=self.threshold,
+            max_detections=MAX_DETECTIONS,
+            masks="maskrcnn" in self.builder,
+            keypoints="keypointrcnn" in self.builder,
+        )
+
+    def found(self, images: list[bytes], batch_size: int, options: list[Options]) -> list[Detections]:
+        requests = [Request(image, one) for image, one in zip(images, options, strict=True)]
+        answers = []
+        for start in range(0, len(requests), batch_size):
+            answers += self.detector.detect(requests[start : start + batch_size])
+        assert all(isinstance(answer, Answer) for answer in answers), answers
+        return [answer.detections for answer in answers]
+
+    def reference(self, images: list[bytes], options: list[Options]) -> list[Detections]:
+        return [
+            self.eager.detect(image, one.score_threshold, one.max_detections, masks=one.masks, keypoints=one.keypoints)
+            for image, one in zip(images, options, strict=True)
+        ]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread():
+    """More threads sum in another order, and random weights amplify that."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module", params=CASES, ids="-".join)
+def case(request, shelf) -> Iterator[Case]:
+    builder, nms = request.param
+    exported = shelf.exported(builder, nms)
+    detector = shelf.detector(builder)
+    eager = TorchvisionEager(exported.spec, detector.state, source="test")
+    with described_artefact(exported.path) as artefact:
+        serving = replace(artefact.spec.serving, threads=1)
+        loaded = Detector(replace(artefact, spec=replace(artefact.spec, serving=serving)), torch.device("cpu"))
+    yield Case(builder, loaded, eager, detector.score_threshold)
+    loaded.close()
+
+
+def test_every_builder_of_torchvision_is_exported():
+    assert sorted({builder for builder, _ in CASES}) == builders()
+
+
+def test_it_equals_eager_alone_and_in_batches_of_mixed_sizes(case, shelf):
+    options = [case.asked] * len(shelf.images)
+    reference = case.reference(shelf.images, options)
+    assert min(len(found) for found in reference) >= 20
+    assert all(len(np.unique(found.scores)) == len(found) for found in reference)
+
+    for batch_size in (1, 3, 8):
+        found = case.found(shelf.images, batch_size, options)
+        differences = worst(reference, found, case.threshold)
+        assert (differences.unmatched, differences.flips) == (0, 0), batch_size
+        assert differences.box_px <= 0.1, batch_size
+        assert differences.score <= 1e-3, batch_size
+        assert differences.mask_iou >= 0.99, batch_size
+        if case.asked.masks:
+            assert all(one.masks is not None and len(one.masks) == len(one) for one in found)
+        if case.asked.keypoints:
+            distances = np.concatenate([keypoint_distances(*pair) for pair in zip(reference, found, strict=True)])
+            # A keypoint is where a heat map is highest, and the map of a random head has several points of nearly the
+            # same height: rounding moves a few from one to another, however far. All others have to stay.
+            assert len(distances) >= 20 * 5 * len(shelf.images)
+            assert (distances <= 0.1).mean() >= 0.99, (batch_size, distances.max())
+
+
+def keypoint_distances(reference: Detections, found: Detections) -> np.ndarray:
+    """Largest coordinate difference of each keypoint; both sides are sorted by score and hold the same objects."""
+    return np.abs(reference.keypoints[..., :2] - found.keypoints[..., :2]).max(axis=-1).ravel()
+
+
+def test_each_request_of_a_batch_has_its_own_threshold_and_number(case, shelf):
+    """Nothing at all, one, fewer and more than the file's own threshold gives, side by side in one batch."""
+    lower = threshold_below(case, shelf.images)
+    own, most = case.threshold, MAX_DETECTIONS
+    asked = [(own, most), (1.0, most), (lower, most), (own, 1), (own, 7), (lower, 1), (1.0, 1), (lower, most)]
+    options = [Options(score_threshold=threshold, max_detections=number) for threshold, number in asked]
+    reference = case.reference(shelf.images, options)
+
+    found = case.found(shelf.images, 8, options)
+
+    counts = [len(one) for one in found]
+    assert counts == [len(one) for one in reference]
+    assert (counts[1], counts[3], counts[4], counts[5], counts[6]) == (0, 1, 7, 1, 0)
+    assert min(counts[2], counts[7]) > 22
+    differences = worst(reference, found, lower)
+    assert (differences.unmatched, differences.flips) == (0, 0)
+    assert differences.box_px <= 0.1
+    assert differences.score <= 1e-3
+
+
+def threshold_below(case: Case, images: list[bytes]) -> float:
+    """A threshold below the file's own, in the widest gap between two scores there."""
+    many = case.reference(images, [Options(case.threshold * 0.7, MAX_DETECTIONS)] * len(images))
+    scores = np.sort(np.concatenate([one.scores for one in many]))
+    scores = scores[scores < case.threshold]
+    place = int(np.diff(scores).argmax())
+    return float(scores[place] + scores[place + 1]) / 2
+
+
+def test_where_there_is_nothing_the_list_is_empty(case, shelf):
+    """Alone, where no detection at all goes through the second stage's heads, and with masks and keypoints."""
+    nothing = replace(case.asked, score_threshold=1.0)
+    (found,) = case.found(shelf.images[:1], 1, [nothing])
+    assert len(found) == 0
+    assert found.boxes_xyxy.shape == (0, 4)
+    assert found.masks == ([] if nothing.masks else None)
+    assert (found.keypoints is not None and len(found.keypoints) == 0) or not nothing.keypoints
+
+
+@pytest.mark.parametrize("builder", [builder for builder in sorted(OPTIONS) if builder not in ONE_STAGE])
+def test_a_two_stage_model_with_nms_outside_is_refused_with_the_reason(builder, shelf, tmp_path):
+    spec = replace(
+        shelf.exported(builder, "graph").spec, runtime="torch", weights=str(shelf.folder / f"{builder}.safetensors")
+    )
+    with pytest.raises(ExportError, match="second stage needs the kept proposals inside the graph"):
+        export_model(spec, folder=shelf.folder, out=tmp_path / "x.onnx", options=ExportOptions(nms="host"))
+    assert list(tmp_path.iterdir()) == []
