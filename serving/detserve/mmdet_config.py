@@ -1,0 +1,308 @@
+"""MMDetection configs as data: read without running them where they are literal, run only when that is allowed.
+
+A config is a Python file that MMEngine executes. Nearly all of them only assign: such a file is parsed, its right-hand
+sides are evaluated here (by `config_evaluation`) and its
+`_base_` files are merged underneath, as `mmengine.Config.fromfile` does. What needs more than that is run by MMEngine
+in a process of its own, and only when the caller says so.
+
+    path ─► parse ─► evaluate ─► bases, merged underneath ─► values
+               └─ more than assignments ─► allow_code? ─► Config.fromfile in a process ─┘
+
+Values without code are not harmless yet: MMEngine looks `type` up as a Python path and calls what it finds, and mmcv
+evaluates the `type` of an NMS. `refuse_foreign_types` admits registered names only.
+"""
+
+import ast
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from detserve.config_evaluation import ConfigError as ConfigError
+from detserve.config_evaluation import Evaluation
+from detserve.config_evaluation import NotLiteralError as NotLiteralError
+
+_BASE, _DELETE = "_base_", "_delete_"
+_DEEPEST = 40
+_BASE_VARIABLE = re.compile(r"\{\{\s*_base_\.([\w.]+)\s*\}\}")
+_ENVIRONMENT = re.compile(r"\{\{\s*\$")
+_NAME = re.compile(r"(?:(\w+)\.)?[A-Za-z_]\w*")
+# Frameworks whose own classes a config may name in full, as MMEngine's newer configs do once they are flattened.
+_FRAMEWORKS = {"mmdet", "mmcv", "mmengine", "mmpretrain", "torch"}
+# Packages of registries.
+_SCOPES = {"mmdet", "mmcv", "mmengine", "mmpretrain", "mmcls"}
+_RUNNER = """
+import sys
+from mmengine.config import Config
+values = Config.fromfile(sys.argv[1], import_custom_modules=False).to_dict()
+with open(sys.argv[2], "w", encoding="utf-8") as file:
+    file.write(repr(values))
+"""
+
+
+@dataclass(frozen=True)
+class MmdetConfig:
+    """A flattened config.
+
+    Attributes:
+        values: dicts, lists, tuples, strings, numbers, booleans and None, nothing else.
+        files: what was read, bases first; the config alone when it was run.
+        code_ran: why the config had to be run; empty when nothing was.
+    """
+
+    values: dict[str, Any]
+    files: tuple[Path, ...]
+    code_ran: str
+
+
+def read_config(path: Path, *, allow_code: bool = False) -> MmdetConfig:
+    """Read a config with its bases.
+
+    Args:
+        path: ``.py``, ``.json``, ``.yaml`` or ``.yml``.
+        allow_code: a config that is not literal is executed, with all rights of this process.
+
+    Raises:
+        NotLiteralError: the config would have to be run, and that is not allowed.
+        ConfigError: no such file, damaged, or not to be flattened.
+    """
+    files: list[Path] = []
+    try:
+        return MmdetConfig(_flattened(path.resolve(), files, 0), tuple(files), "")
+    except NotLiteralError as error:
+        if not allow_code:
+            raise NotLiteralError(
+                f"{error} Reading it would run it. If you trust whoever wrote it, allow that; else give the flattened "
+                "config that MMDetection's training wrote into its work folder."
+            ) from error
+        return MmdetConfig(_run(path), (path.resolve(),), str(error))
+
+
+def dump_config(values: Mapping[str, Any]) -> str:
+    """Write values as a Python literal: JSON would turn tuples into lists, which MMDetection tells apart.
+
+    Raises:
+        ConfigError: something in them is no data.
+    """
+    _require_data(values, "")
+    lines = [f"    {key!r}: {_literal(values[key])},\n" for key in values]
+    return "{\n" + "".join(lines) + "}\n"
+
+
+def load_config(text: str) -> dict[str, Any]:
+    """Read what `dump_config` wrote; nothing is executed.
+
+    Raises:
+        ConfigError: it is no literal dict.
+    """
+    try:
+        values = ast.literal_eval(text)
+    except (ValueError, SyntaxError, RecursionError, MemoryError) as error:
+        raise ConfigError(f"config: got what is no Python literal ({error}); expected a flattened config.") from error
+    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
+        raise ConfigError(f"config: got a {type(values).__name__}, expected a dict of the config's values.")
+    return values
+
+
+def refuse_foreign_types(values: Mapping[str, Any], scopes: Sequence[str] = ()) -> None:
+    """Refuse every ``type`` that MMEngine would look up outside of its registries.
+
+    Args:
+        values: of the part that will be built (model, test pipeline, data set).
+        scopes: packages beside MMDetection's whose registries may be named, as in ``scope.Name``.
+
+    Raises:
+        ConfigError: names the place and the type.
+    """
+    for place, kind in _types(values, ""):
+        if isinstance(kind, str):
+            name = _NAME.fullmatch(kind)
+            if name and name.group(1) in {None, *_SCOPES, *scopes}:
+                continue
+            if "." in kind and _is_class_of_a_framework(kind):
+                continue
+        raise ConfigError(
+            f"config: {place}: got type {kind!r}, which MMEngine would call as code; expected the name of a registered "
+            "class. Correct the config."
+        )
+
+
+def _types(value: Any, place: str) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            at = f"{place}.{key}" if place else str(key)
+            if key == "type":
+                yield at, inner
+            else:
+                yield from _types(inner, at)
+    elif isinstance(value, list | tuple):
+        for number, inner in enumerate(value):
+            yield from _types(inner, f"{place}[{number}]")
+
+
+def _is_class_of_a_framework(name: str) -> bool:
+    """Whether a dotted name is a class where it says, and not some other module's that is reachable from there."""
+    *modules, last = name.split(".")
+    if modules[0] not in _FRAMEWORKS or not all(part.isidentifier() for part in (*modules, last)):
+        return False
+    import importlib
+
+    try:
+        found = getattr(importlib.import_module(".".join(modules)), last)
+    except (ImportError, AttributeError):
+        return False
+    return isinstance(found, type) and found.__module__.partition(".")[0] == modules[0]
+
+
+def _flattened(path: Path, files: list[Path], depth: int) -> dict[str, Any]:
+    if depth > _DEEPEST:
+        raise ConfigError(f"config {path.name}: its _base_ files form a circle.")
+    values, bases = _evaluated(path, files, depth)
+    files.append(path)
+    merged = _merged(values, bases)
+    return {key: value for key, value in merged.items() if not key.startswith("__")}
+
+
+def _evaluated(path: Path, files: list[Path], depth: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return a file's own values and its bases'."""
+    if path.suffix not in (".py", ".json", ".yaml", ".yml"):
+        raise ConfigError(f"config: got {path.name}, expected a .py, .json or .yaml file.")
+    try:
+        text = path.read_text("utf-8")
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"config: cannot read {path} ({error}). Give the config with its _base_ files.") from error
+    if _ENVIRONMENT.search(text):
+        raise NotLiteralError(f"config {path.name} asks for variables of the environment.")
+    text, asked = _without_variables(text, path)
+    try:
+        if path.suffix == ".py":
+            tree = ast.parse(text)
+            named = _base_names_of(tree, path)
+        else:
+            own: Any = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+            if not isinstance(own, dict):
+                raise ConfigError(f"config {path.name}: got a {type(own).__name__}, expected a mapping.")
+            named = own.pop(_BASE, [])
+    except (SyntaxError, ValueError, yaml.YAMLError, RecursionError) as error:
+        raise ConfigError(f"config {path.name}: cannot be parsed ({error}).") from error
+    bases: dict[str, Any] = {}
+    for name in [named] if isinstance(named, str) else named:
+        if "::" in name:
+            raise NotLiteralError(f"config {path.name} is based on {name}, a config of another package.")
+        base = _flattened((path.parent / name).resolve(), files, depth + 1)
+        doubled = base.keys() & bases.keys()
+        if doubled:
+            raise ConfigError(f"config {path.name}: two of its bases set {', '.join(sorted(doubled))}.")
+        bases |= base
+    values = Evaluation(path, bases).run(tree) if path.suffix == ".py" else own
+    return _substituted(values, asked, bases, path), bases
+
+
+def _without_variables(text: str, path: Path) -> tuple[str, dict[str, str]]:
+    """Replace ``{{ fileDirname }}`` and its like by their values, ``{{_base_.x}}`` by strings that stand for them."""
+    known = {
+        "fileDirname": str(path.parent),
+        "fileBasename": path.name,
+        "fileBasenameNoExtension": path.stem,
+        "fileExtname": path.suffix,
+    }
+    for name, value in known.items():
+        text = re.sub(r"\{\{\s*" + name + r"\s*\}\}", value.replace("\\", "/"), text)
+    asked: dict[str, str] = {}
+
+    def mark(match: re.Match[str]) -> str:
+        asked[f"<{_BASE} {match.group(1)}>"] = match.group(1)
+        return f'"<{_BASE} {match.group(1)}>"'
+
+    return _BASE_VARIABLE.sub(mark, text), asked
+
+
+def _substituted(value: Any, asked: Mapping[str, str], bases: Mapping[str, Any], path: Path) -> Any:
+    """Copy without sharing, values of the bases in place of what stands for them."""
+    if isinstance(value, str) and value in asked:
+        found: Any = bases
+        for part in asked[value].split("."):
+            if not isinstance(found, Mapping) or part not in found:
+                raise ConfigError(f"config {path.name}: its bases have no {asked[value]}.")
+            found = found[part]
+        return _substituted(found, {}, bases, path)
+    if isinstance(value, Mapping):
+        return {key: _substituted(inner, asked, bases, path) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_substituted(inner, asked, bases, path) for inner in value)
+    return value
+
+
+def _merged(over: dict[str, Any], under: dict[str, Any]) -> dict[str, Any]:
+    """Merge as MMEngine: dicts join, everything else replaces, and so does a dict that says ``_delete_``."""
+    merged = dict(under)
+    for key, value in over.items():
+        if isinstance(value, dict) and key in merged and not value.pop(_DELETE, False):
+            if not isinstance(merged[key], dict):
+                raise ConfigError(
+                    f"config: {key} is a dict and its base's is a {type(merged[key]).__name__}. Say _delete_=True."
+                )
+            merged[key] = _merged(value, merged[key])
+        else:
+            merged[key] = value
+    return merged
+
+
+def _base_names_of(tree: ast.Module, path: Path) -> Any:
+    for statement in tree.body:
+        if isinstance(statement, ast.Assign) and ast.unparse(statement.targets[0]) == _BASE:
+            return Evaluation(path, {}).value(statement.value)
+    return []
+
+
+def _run(path: Path) -> dict[str, Any]:
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        result = Path(folder) / "values"
+        try:
+            done = subprocess.run(
+                [sys.executable, "-c", _RUNNER, str(path.resolve()), str(result)],
+                check=False,
+                capture_output=True,
+                text=True,
+                timeout=300,
+            )
+        except subprocess.TimeoutExpired as error:
+            raise ConfigError(f"config {path.name}: running it took more than 300 s.") from error
+        if done.returncode != 0:
+            last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+            raise ConfigError(f"config {path.name}: running it failed ({last[:300]}).")
+        return load_config(result.read_text("utf-8"))
+
+
+def _require_data(value: Any, place: str) -> None:
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            if not isinstance(key, str | int | float | bool | None):
+                raise ConfigError(f"config: {place}: got a key of type {type(key).__name__}, expected data.")
+            _require_data(inner, f"{place}.{key}" if place else str(key))
+    elif isinstance(value, list | tuple | set):
+        for number, inner in enumerate(value):
+            _require_data(inner, f"{place}[{number}]")
+    elif not isinstance(value, str | int | float | bool | None):
+        raise ConfigError(f"config: {place}: got a {type(value).__name__}, expected data.")
+
+
+def _literal(value: Any) -> str:
+    # repr() writes infinity as a name; as a number too large for a float it is a literal.
+    return re.sub(r"(?<![\w'\"])inf(?![\w'\"])", "1e999", repr(value)) if _holds_infinity(value) else repr(value)
+
+
+def _holds_infinity(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return any(_holds_infinity(inner) for inner in value.values())
+    if isinstance(value, list | tuple):
+        return any(_holds_infinity(inner) for inner in value)
+    return isinstance(value, float) and abs(value) == float("inf")
