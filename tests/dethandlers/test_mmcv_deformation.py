@@ -66,8 +66,8 @@ def deform_conv(features, weight, offset):
     return output
 
 
-def modulated(features, weight, offset, mask, bias, *, with_bias=True):
-    output = features.new_full((len(features), len(weight), *offset.shape[2:]), 99.0)
+def modulated(features, weight, offset, mask, bias, *, with_bias=True, size=None):
+    output = features.new_full((len(features), len(weight), *(size or offset.shape[2:])), 99.0)
     OPERATORS["modulated_deform_conv_forward"](
         features,
         weight,
@@ -106,6 +106,27 @@ def test_without_bias_what_stands_there_is_not_added(case):
     *parts, bias = case
     expected = convolved(*parts, torch.zeros_like(bias))
     np.testing.assert_allclose(modulated(*parts, torch.zeros(0), with_bias=False), expected, atol=1e-4)
+
+
+def test_larger_offsets_are_read_as_memory(case):
+    """As DyHead gives them to its higher level: the compiled operator takes their numbers one after another."""
+    features, weight, offset, mask, bias = case
+    size = (5, 10)
+    assert offset.shape[2:].numel() < math.prod(size)
+    larger = [torch.zeros(2, planes, *size) for planes in (offset.shape[1], mask.shape[1])]
+    for memory, given in zip(larger, (offset, mask), strict=True):
+        for image in range(2):
+            memory[image].view(-1)[: given[image].numel()] = given[image].reshape(-1)
+    expected = convolved(features, weight, offset, mask, bias)
+    np.testing.assert_allclose(modulated(features, weight, *larger, bias, size=offset.shape[2:]), expected, atol=1e-4)
+
+
+def test_a_place_that_is_no_number_gives_zero(case):
+    features, weight, offset, mask, bias = case
+    nowhere = torch.full_like(offset, float("nan"))
+    assert (deform_conv(features, weight, nowhere) == 0).all()
+    found = modulated(features, weight, nowhere, mask, bias)
+    np.testing.assert_array_equal(found, bias.view(1, -1, 1, 1).expand_as(found))
 
 
 def test_half_precision_is_convolved_in_float32(case):

@@ -47,7 +47,7 @@ def deform_conv_forward(
     """
     found = torchvision.ops.deform_conv2d(
         input.float(),
-        offset.float(),
+        _without_nan(offset),
         weight.float(),
         stride=(dH, dW),
         padding=(padH, padW),
@@ -84,8 +84,9 @@ def modulated_deform_conv_forward(
         weight: ``(O, C / groups, kernel_h, kernel_w)``.
         bias: ``(O,)``, or anything without ``with_bias``.
         ones: unused.
-        offset: ``(B, 2 * deformable groups * kernel_h * kernel_w, OH, OW)`` y, x of each place in pixels.
-        mask: ``(B, deformable groups * kernel_h * kernel_w, OH, OW)``.
+        offset: ``(B, 2 * deformable groups * kernel_h * kernel_w, OH, OW)`` y, x of each place in pixels. A larger one
+            is read as the compiled operator reads it, its first numbers in memory: DyHead is trained so.
+        mask: ``(B, deformable groups * kernel_h * kernel_w, OH, OW)``, or larger.
         output: ``(B, O, OH, OW)``, written.
         columns: unused.
         kernel_h: unused.
@@ -100,17 +101,32 @@ def modulated_deform_conv_forward(
         deformable_group: unused.
         with_bias: whether the bias is added.
     """
+    size = output.shape[2:]
     found = torchvision.ops.deform_conv2d(
         input.float(),
-        offset.float(),
+        _without_nan(_first_in_memory(offset, size)),
         weight.float(),
         bias.float() if with_bias else None,
         stride=(stride_h, stride_w),
         padding=(pad_h, pad_w),
         dilation=(dilation_h, dilation_w),
-        mask=mask.float(),
+        mask=_first_in_memory(mask, size).float(),
     )
     output.copy_(found)
+
+
+def _first_in_memory(planes: torch.Tensor, size: torch.Size) -> torch.Tensor:
+    """Return ``(B, C, *size)``: larger planes' first numbers, laid out anew."""
+    batch, channels = planes.shape[:2]
+    if planes.shape[2:] == size or planes.shape[2:].numel() < size.numel():
+        return planes
+    return planes.reshape(batch, -1)[:, : channels * size.numel()].reshape(batch, channels, *size)
+
+
+def _without_nan(offset: torch.Tensor) -> torch.Tensor:
+    """Move places that are not a number far outside, where samples are 0: torchvision would read there and crash."""
+    infinity = float("inf")
+    return offset.float().nan_to_num(nan=-infinity, posinf=infinity, neginf=-infinity)
 
 
 def ms_deform_attn_forward(
