@@ -2,12 +2,15 @@
 
 Differs from `init_detector` in what it does not do: the checkpoint never reaches a full unpickle, COCO's classes are
 never assumed, and weights that do not fit are an error.
+
+A request's limits are written into the heads' test settings, so one object serves one request at a time.
 """
 
+import contextlib
 import logging
+import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +20,7 @@ import numpy.typing as npt
 import torch
 from dethandlers.detections import Category, Detections, Rle
 from dethandlers.mmcv_operators import provide
+from dethandlers.runtimes.torch_runtime import set_tf32
 
 from detserve.errors import DetserveError
 from detserve.mmdet_checkpoint import (
@@ -73,14 +77,21 @@ class MmdetEager:
         custom_imports: bool = False,
     ) -> None:
         _require_mmdet()
-        refuse_foreign_types({key: config[key] for key in _BUILT if key in config})
-        if config.get("custom_imports") and not custom_imports:
+        imports = _custom_imports(config)
+        if imports and not custom_imports:
             raise ConfigError(
-                f"config: got custom_imports {config['custom_imports']}, which run when the model is built. "
+                f"config: got custom_imports {', '.join(imports)}, which run when the model is built. "
                 "Allow them if you trust them, or take them out."
             )
+        scopes = [name.partition(".")[0] for name in imports]
+        refuse_foreign_types({key: config[key] for key in _BUILT if key in config}, scopes)
+        scope = config.get("default_scope") or "mmdet"
+        if scope not in ("mmdet", *scopes):
+            raise ConfigError(f"config: got default_scope {scope!r}, expected mmdet, or a package of custom_imports.")
         operators = provide()
-        with _quiet():
+        set_tf32(allowed=False)
+        # MMDetection prints where nobody has set up its logger.
+        with _quiet(), contextlib.redirect_stdout(sys.stderr):
             import mmdet
 
             self._model = _build(config, checkpoint, device, source)
@@ -123,9 +134,15 @@ class MmdetEager:
             if pixels is None:
                 raise DetserveError(f"got {len(image)} bytes that MMDetection cannot decode, expected an image.")
             try:
-                found = inference_detector(self._model, pixels, test_pipeline=self._pipeline).pred_instances
+                sample = inference_detector(self._model, pixels, test_pipeline=self._pipeline)
             except AssertionError as error:
                 raise DetserveError(f"MMDetection refuses: {error}.") from error
+        found = sample.get("pred_instances")
+        if found is None or "bboxes" not in found:
+            raise DetserveError(
+                f"MMDetection: got {', '.join(sample.keys()) or 'nothing'}, expected detections. "
+                "Only configs of detection and instance segmentation are served."
+            )
         return self._as_detections(found, masks=masks).filtered(score_threshold, max_detections)
 
     def _as_detections(self, found: Any, *, masks: bool) -> Detections:
@@ -173,6 +190,13 @@ def load_mmdet(
     )
 
 
+def _custom_imports(config: Mapping[str, Any]) -> list[str]:
+    """The modules that a config wants imported."""
+    asked = config.get("custom_imports")
+    named: Any = asked.get("imports", []) if isinstance(asked, Mapping) else asked or []
+    return [named] if isinstance(named, str) else [str(name) for name in named]
+
+
 def _require_mmdet() -> None:
     import importlib.util
 
@@ -184,7 +208,7 @@ def _require_mmdet() -> None:
         )
 
 
-@contextmanager
+@contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Keep what MMDetection warns of and logs about itself from those who only asked for detections."""
     with warnings.catch_warnings():
@@ -197,14 +221,15 @@ def _build(config: Mapping[str, Any], checkpoint: MmdetCheckpoint, device: str, 
     from mmdet.utils import register_all_modules
     from mmengine.config import Config
     from mmengine.model.utils import revert_sync_batchnorm
+    from mmengine.registry import init_default_scope
     from mmengine.utils import import_modules_from_strings
 
     logging.getLogger("mmengine").setLevel(logging.ERROR)
     settings = Config(dict(config))
-    if settings.get("custom_imports"):
-        import_modules_from_strings(**settings.custom_imports)
-    register_all_modules(init_default_scope=True)
+    register_all_modules(init_default_scope=False)
+    init_default_scope(settings.get("default_scope") or "mmdet")
     try:
+        import_modules_from_strings(_custom_imports(config) or None)
         _forget_pretrained(settings.model)
         model = revert_sync_batchnorm(MODELS.build(settings.model))
     except Exception as error:  # a config's mistakes come as every kind

@@ -244,6 +244,14 @@ def test_softmax_focal_loss(weighted):
         assert float(output[row]) == pytest.approx(0 if label < 0 else loss, rel=1e-5)
 
 
+def test_autocast_changes_nothing(case, attention):
+    """Heads run under autocast; these operators compute in float32 there as everywhere."""
+    plain = modulated(*case), attend(*attention)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(modulated(*case), plain[0])
+        assert torch.equal(attend(*attention), plain[1])
+
+
 @pytest.mark.gpu
 def test_the_gpu_computes_the_same(cuda, case, attention):
     found = modulated(*(part.to(cuda) for part in case))

@@ -162,6 +162,8 @@ def test_what_would_run_code_is_refused(retina):
     with pytest.raises(ConfigError, match="custom_imports"):
         MmdetEager(values | {"custom_imports": {"imports": ["json"]}}, checkpoint, source="a.pth")
     MmdetEager(values | {"custom_imports": {"imports": ["json"]}}, checkpoint, source="a.pth", custom_imports=True)
+    with pytest.raises(ConfigError, match="default_scope 'antigravity'"):
+        MmdetEager(values | {"default_scope": "antigravity"}, checkpoint, source="a.pth")
 
 
 def test_a_config_that_does_not_build_says_why(retina):
@@ -257,3 +259,9 @@ def test_the_trained_model_has_the_published_ap(nano, shared_data):
     assert len(rows) == figures["detections"]
     assert evaluation.stats[0] == pytest.approx(figures["AP"], abs=1e-4)
     assert evaluation.stats[1] == pytest.approx(figures["AP50"], abs=1e-4)
+
+
+def test_nothing_is_written_to_standard_output(retina, capsys):
+    values, state = retina
+    MmdetEager(values, MmdetCheckpoint(state, {}, NAMES, ()), source="a")
+    assert capsys.readouterr().out == ""
