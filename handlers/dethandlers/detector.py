@@ -188,7 +188,10 @@ class Detector:
         begun = time.perf_counter()
         prepared = [work.prepared for work in works]
         batch = Batch(
-            torch.stack([one.pixels for one in prepared]), tuple(one.resized_size for one in prepared), limits
+            torch.stack([one.pixels for one in prepared]),
+            tuple(one.resized_size for one in prepared),
+            limits,
+            tuple(one.sample for one in prepared),
         )
         outputs = self.runtime.run(batch)
         self.runtime.synchronise()

@@ -5,6 +5,7 @@ image (3, H, W) uint8 ─► resized (3, h, w) float ─► normalised ─► pa
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch.nn import functional
@@ -20,11 +21,13 @@ class Prepared:
         pixels: ``(3, h', w')`` float32, padded.
         original_size: ``(H, W)`` of the image, px.
         resized_size: ``(h, w)`` of the part of ``pixels`` that is image, px.
+        sample: what the family's network wants to know of the image beside its pixels.
     """
 
     pixels: torch.Tensor
     original_size: tuple[int, int]
     resized_size: tuple[int, int]
+    sample: Any = None
 
     @property
     def shape(self) -> tuple[int, ...]:

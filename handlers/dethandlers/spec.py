@@ -153,6 +153,7 @@ class Spec:
         builder_options: keyword arguments of the builder.
         num_classes: the builder's ``num_classes``; None takes it from the checkpoint.
         norm_eps: epsilon of frozen batch norms (0.0 when training began from torchvision's COCO_V1); None leaves it.
+        config: the framework's own configuration, relative to the spec (mmdet).
         weights: file with the weights, relative to the spec.
         golden_image: image whose eager detections are packed along and checked when the worker starts.
         preprocessing: for models without a transform of their own: ONNX files.
@@ -173,6 +174,7 @@ class Spec:
     builder_options: dict[str, Any] = field(default_factory=dict)
     num_classes: int | None = None
     norm_eps: float | None = None
+    config: str = ""
     weights: str = ""
     golden_image: str = ""
     preprocessing: Preprocessing = field(default_factory=Preprocessing)

@@ -17,12 +17,13 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
+from dethandlers.mmdet_types import foreign_type
 
 from detserve.config_evaluation import ConfigError as ConfigError
 from detserve.config_evaluation import Evaluation
@@ -32,11 +33,6 @@ _BASE, _DELETE = "_base_", "_delete_"
 _DEEPEST = 40
 _BASE_VARIABLE = re.compile(r"\{\{\s*_base_\.([\w.]+)\s*\}\}")
 _ENVIRONMENT = re.compile(r"\{\{\s*\$")
-_NAME = re.compile(r"(?:(\w+)\.)?[A-Za-z_]\w*")
-# Frameworks whose own classes a config may name in full, as MMEngine's newer configs do once they are flattened.
-_FRAMEWORKS = {"mmdet", "mmcv", "mmengine", "mmpretrain", "torch"}
-# Packages of registries.
-_SCOPES = {"mmdet", "mmcv", "mmengine", "mmpretrain", "mmcls"}
 _RUNNER = """
 import sys
 from mmengine.config import Config
@@ -120,44 +116,9 @@ def refuse_foreign_types(values: Mapping[str, Any], scopes: Sequence[str] = ()) 
     Raises:
         ConfigError: names the place and the type.
     """
-    for place, kind in _types(values, ""):
-        if isinstance(kind, str):
-            name = _NAME.fullmatch(kind)
-            if name and name.group(1) in {None, *_SCOPES, *scopes}:
-                continue
-            if "." in kind and _is_class_of_a_framework(kind):
-                continue
-        raise ConfigError(
-            f"config: {place}: got type {kind!r}, which MMEngine would call as code; expected the name of a registered "
-            "class. Correct the config."
-        )
-
-
-def _types(value: Any, place: str) -> Iterator[tuple[str, Any]]:
-    if isinstance(value, Mapping):
-        for key, inner in value.items():
-            at = f"{place}.{key}" if place else str(key)
-            if key == "type":
-                yield at, inner
-            else:
-                yield from _types(inner, at)
-    elif isinstance(value, list | tuple):
-        for number, inner in enumerate(value):
-            yield from _types(inner, f"{place}[{number}]")
-
-
-def _is_class_of_a_framework(name: str) -> bool:
-    """Whether a dotted name is a class where it says, and not some other module's that is reachable from there."""
-    *modules, last = name.split(".")
-    if modules[0] not in _FRAMEWORKS or not all(part.isidentifier() for part in (*modules, last)):
-        return False
-    import importlib
-
-    try:
-        found = getattr(importlib.import_module(".".join(modules)), last)
-    except (ImportError, AttributeError):
-        return False
-    return isinstance(found, type) and found.__module__.partition(".")[0] == modules[0]
+    foreign = foreign_type(values, scopes)
+    if foreign:
+        raise ConfigError(f"config: {foreign} Correct the config.")
 
 
 def _flattened(path: Path, files: list[Path], depth: int) -> dict[str, Any]:

@@ -42,11 +42,13 @@ class Batch:
         pixels: ``(B, 3, h, w)`` float32.
         sizes: ``(h, w)`` of the image's part of each, px.
         limits: what the pass must return.
+        samples: what the family noted of each when it prepared it.
     """
 
     pixels: torch.Tensor
     sizes: tuple[tuple[int, int], ...]
     limits: Limits
+    samples: tuple[Any, ...] = ()
 
 
 class Family(Protocol):

@@ -1,6 +1,7 @@
 """The torch runtime: device, precision, memory layout and TF32 are set explicitly and reported."""
 
 import contextlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ class TorchRuntime:
     def run(self, batch: Batch) -> Any:
         """Run the module on one batch."""
         pixels = batch.pixels.to(self.device).contiguous(memory_format=self._layout)
-        moved = Batch(pixels, batch.sizes, batch.limits)
+        moved = replace(batch, pixels=pixels)
         with torch.inference_mode(), self._autocast():
             return self._module(moved)
 
