@@ -1,19 +1,25 @@
 """Every torchvision builder behind a real TorchServe: eight images of eight sizes in one batch equal eager, and alone.
 
-Four builders share a server, so that twelve models never load at once.
+As safetensors by the torch runtime, and as the exported ONNX file. Four builders share a server, so that twelve models
+never load at once.
 """
 
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
 import torch
 from builder_parity import spec_of, worst
+from dethandlers.detections import Detections
+from dethandlers.detector import Detector, Request
 from dethandlers.families.torchvision_detection import builders
+from dethandlers.options import Options
 from detserve.archive import build_archive
 from detserve.client import Client, parse_detections
 from detserve.eager import TorchvisionEager
-from random_detectors import MAX_DETECTIONS, OPTIONS, random_detector, random_images
+from detserve.export.onnx_file import described_artefact, require_described
+from random_detectors import MAX_DETECTIONS, OPTIONS
 
 GROUPS = [sorted(OPTIONS)[start : start + 4] for start in range(0, len(OPTIONS), 4)]
 # Long enough for eight requests of one burst, short enough for eight single ones.
@@ -33,68 +39,142 @@ def _one_thread():
     torch.set_num_threads(threads)
 
 
+SERVING = {"batch_size": 8, "max_batch_delay_ms": BATCH_DELAY_MS, "threads": 1}
+
+
+@dataclass(frozen=True)
+class Served:
+    """A server with some builders, each as a torch archive and, as NAME_onnx, as an archive of the exported file."""
+
+    instance: str
+    builders: list[str]
+
+
 @pytest.fixture(scope="module")
-def images():
-    return random_images()
+def images(shelf):
+    return shelf.images
 
 
 @pytest.fixture(scope="module", params=GROUPS, ids=lambda group: group[0].split("_")[0])
-def served(request, tmp_path_factory, images, serve):
+def served(request, tmp_path_factory, shelf, serve):
     folder = tmp_path_factory.mktemp("builders")
-    detectors = {builder: random_detector(builder, images) for builder in request.param}
-    specs = {
-        builder: spec_of(detector, builder, folder, batch_size=8, max_batch_delay_ms=BATCH_DELAY_MS, threads=1)
-        for builder, detector in detectors.items()
-    }
-    archives = [
-        build_archive(spec, folder=folder, out=folder / f"{builder}.mar").path for builder, spec in specs.items()
-    ]
-    return serve(archives, request.param[0]), detectors, specs
+    archives = []
+    for builder in request.param:
+        spec = spec_of(shelf.detector(builder), builder, folder, **SERVING)
+        archives.append(build_archive(spec, folder=folder, out=folder / f"{builder}.mar").path)
+        # Of the file alone: what the archive needs is inside.
+        file = exported(shelf, builder).path
+        described = require_described(file)
+        spec = replace(described.spec, name=f"{builder}_onnx", serving=replace(described.spec.serving, **SERVING))
+        out = folder / f"{builder}_onnx.mar"
+        archives.append(build_archive(spec, folder=folder, out=out, weights=file, golden=described.golden).path)
+    return Served(serve(archives, request.param[0]), request.param)
+
+
+def exported(shelf, builder):
+    """One-stage models as they are exported when nothing is said: with suppression in the detector."""
+    two_stage = builder.startswith(("faster", "mask", "keypoint"))
+    return shelf.exported(builder, "graph" if two_stage else "host")
+
+
+@pytest.fixture(scope="module")
+def reference(shelf, images):
+    """Eager's detections of the images, for one builder after the other."""
+    known: dict[str, list[Detections]] = {}
+
+    def of(builder: str) -> list[Detections]:
+        if builder not in known:
+            detector = shelf.detector(builder)
+            eager = TorchvisionEager(exported(shelf, builder).spec, detector.state, source="test")
+            known[builder] = [
+                eager.detect(image, detector.score_threshold, MAX_DETECTIONS, **wanted(builder)) for image in images
+            ]
+        return known[builder]
+
+    return of
+
+
+def wanted(builder: str) -> dict[str, bool]:
+    return {"masks": "maskrcnn" in builder, "keypoints": "keypointrcnn" in builder}
 
 
 @pytest.mark.server
 @pytest.mark.slow
 @pytest.mark.parametrize("place", range(4))
-def test_a_batch_of_eight_sizes_equals_eager_and_each_image_alone(served, images, place):
-    instance, detectors, specs = served
-    builder = list(detectors)[place]
-    detector, spec = detectors[builder], specs[builder]
-    masks, keypoints = "maskrcnn" in builder, "keypointrcnn" in builder
-    options = {"timings": True, "masks": "rle" if masks else "none", "keypoints": keypoints}
-
-    batch = _burst(instance, builder, images, options)
-    with Client.for_instance(instance) as client:
-        alone = [client.predict(builder, image, options=options) for image in images]
-
-    assert [answer["batch_size"] for answer in batch] == [8] * 8
-    assert [answer["batch_size"] for answer in alone] == [1] * 8
-    assert max(answer["forward_size"] for answer in batch) > 1
-    eager = TorchvisionEager(spec, detector.state, source="test")
-    reference = [
-        eager.detect(image, detector.score_threshold, MAX_DETECTIONS, masks=masks, keypoints=keypoints)
-        for image in images
-    ]
-    assert min(len(found) for found in reference) >= 20
-    for found in reference:
+def test_a_batch_of_eight_sizes_equals_eager_and_each_image_alone(served, shelf, images, reference, place):
+    builder = served.builders[place]
+    threshold = exported(shelf, builder).spec.serving.score_threshold
+    together, single = _together_and_alone(served.instance, builder, builder, images)
+    assert min(len(found) for found in reference(builder)) >= 20
+    for found in reference(builder):
         assert len(np.unique(found.scores)) == len(found)
-    together = [parse_detections(answer["detections"]) for answer in batch]
-    single = [parse_detections(answer["detections"]) for answer in alone]
-    if masks:
-        assert all(found.masks is not None for found in together)
-    if keypoints:
-        assert all(found.keypoints is not None for found in together)
 
-    against_eager = worst(reference, together, detector.score_threshold)
+    against_eager = worst(reference(builder), together, threshold)
     assert (against_eager.unmatched, against_eager.flips) == (0, 0)
     assert against_eager.box_px <= 0.05
     assert against_eager.score <= 1e-4
     assert against_eager.mask_iou >= 0.99
     assert against_eager.keypoint_px <= 0.05
 
-    invariance = worst(single, together, detector.score_threshold)
+    invariance = worst(single, together, threshold)
     assert (invariance.unmatched, invariance.flips) == (0, 0)
     assert invariance.box_px <= 0.01
     assert invariance.score <= 1e-5
+
+
+@pytest.mark.server
+@pytest.mark.slow
+@pytest.mark.parametrize("place", range(4))
+def test_exported_it_equals_itself_in_process_and_eager(served, shelf, images, reference, place):
+    builder = served.builders[place]
+    threshold = exported(shelf, builder).spec.serving.score_threshold
+    together, single = _together_and_alone(served.instance, builder, f"{builder}_onnx", images)
+
+    in_process = worst(_in_process(exported(shelf, builder).path, builder, images, threshold), together, threshold)
+    assert (in_process.unmatched, in_process.flips) == (0, 0)
+    assert in_process.box_px <= 0.01
+    assert in_process.score <= 1e-5
+    assert in_process.mask_iou >= 0.99
+
+    invariance = worst(single, together, threshold)
+    assert (invariance.unmatched, invariance.flips) == (0, 0)
+    assert invariance.box_px <= 0.01
+    assert invariance.score <= 1e-5
+
+    against_eager = worst(reference(builder), together, threshold)
+    assert (against_eager.unmatched, against_eager.flips) == (0, 0)
+    assert against_eager.box_px <= 0.1
+    assert against_eager.score <= 1e-3
+    assert against_eager.mask_iou >= 0.99
+
+
+def _in_process(file, builder, images, threshold):
+    """What the worker's code finds in the exported file, all images in one batch."""
+    with described_artefact(file) as artefact:
+        serving = replace(artefact.spec.serving, **SERVING)
+        detector = Detector(replace(artefact, spec=replace(artefact.spec, serving=serving)), torch.device("cpu"))
+    options = Options(threshold, MAX_DETECTIONS, **wanted(builder))
+    answers = detector.detect([Request(image, options) for image in images])
+    detector.close()
+    return [answer.detections for answer in answers]
+
+
+def _together_and_alone(instance, builder, model, images):
+    """The images' detections when all were sent at once, and when each was sent by itself."""
+    asked = wanted(builder)
+    options = {"timings": True, "masks": "rle" if asked["masks"] else "none", "keypoints": asked["keypoints"]}
+    batch = _burst(instance, model, images, options)
+    with Client.for_instance(instance) as client:
+        alone = [client.predict(model, image, options=options) for image in images]
+    assert [answer["batch_size"] for answer in batch] == [8] * 8
+    assert [answer["batch_size"] for answer in alone] == [1] * 8
+    assert max(answer["forward_size"] for answer in batch) > 1
+    together, single = ([parse_detections(answer["detections"]) for answer in one] for one in (batch, alone))
+    if asked["masks"]:
+        assert all(found.masks is not None for found in together)
+    if asked["keypoints"]:
+        assert all(found.keypoints is not None for found in together)
+    return together, single
 
 
 def _burst(instance: str, model: str, images: list[bytes], options: dict[str, object]) -> list[dict[str, object]]:
