@@ -311,6 +311,8 @@ def _cuts(model: Any) -> tuple[list[Any], list[_Limit]]:
             continue  # a two-stage detector's own; its RoI head has the inner one
         if "score_thr" in settings:
             thresholds.append(settings)
+        if hasattr(getattr(model, "rpn_head", None), "num_proposals"):
+            continue  # QueryInst pairs its detections with all of its proposals: what is more is cut afterwards
         limits += [_Limit(settings, key, most) for key in ("max_per_img", "max_per_image") if key in settings]
     return thresholds, limits
 
