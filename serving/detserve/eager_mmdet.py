@@ -135,8 +135,8 @@ class MmdetEager:
                 raise DetserveError(f"got {len(image)} bytes that MMDetection cannot decode, expected an image.")
             try:
                 sample = inference_detector(self._model, pixels, test_pipeline=self._pipeline)
-            except AssertionError as error:
-                raise DetserveError(f"MMDetection refuses: {error}.") from error
+            except Exception as error:  # its assertions, torch's errors, operators that are missing
+                raise DetserveError(f"MMDetection fails on this image ({type(error).__name__}: {error}).") from error
         found = sample.get("pred_instances")
         if found is None or "bboxes" not in found:
             raise DetserveError(

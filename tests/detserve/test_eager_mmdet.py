@@ -265,3 +265,13 @@ def test_nothing_is_written_to_standard_output(retina, capsys):
     values, state = retina
     MmdetEager(values, MmdetCheckpoint(state, {}, NAMES, ()), source="a")
     assert capsys.readouterr().out == ""
+
+
+def test_what_fails_inside_is_told(retina):
+    """A picture of one pixel in height is resized to nothing."""
+    values, state = retina
+    eager = MmdetEager(values, MmdetCheckpoint(state, {}, NAMES, ()), source="a")
+    out = io.BytesIO()
+    Image.new("RGB", (2000, 1)).save(out, "PNG")
+    with pytest.raises(DetserveError, match="MMDetection fails on this image"):
+        eager.detect(out.getvalue(), 0.5, 10)
