@@ -9,10 +9,10 @@ there, else it is not used: who can put a graph there could put any into the wor
 build their own file; the first one stays.
 
 What it gains is the time of the optimiser, which depends on the nodes of a graph; what it costs depends on its bytes,
-which are hashed and, at the first start, written. Opening a session, medians on two shared cores:
+which are hashed and, at the first start, written. Opening a session, medians on two cores that others kept busy:
 
-    YOLOX-nano 3.7 MB: 37 ms, cached 12 ms      SSDlite 9 MB: 41 ms, cached 20 ms
-    Faster R-CNN 167 MB: 510 ms, cached 545 ms, and 1.1 s more at the first start: files of that size are not cached
+    YOLOX-nano 3.7 MB: 176 ms, cached 61 ms      an exported SSDlite 9 MB: 411 ms, cached 152 ms
+    Faster R-CNN 167 MB, on idler cores: 510 ms, cached 545 ms, and 1.1 s more at the first start: not cached
 
 onnxruntime's own format is kept, not ONNX: it loads faster, and some loops' bodies, once optimised and written as ONNX,
 do not load again.
@@ -32,8 +32,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from dethandlers.artefact import DIGESTS_FILE, digest_file, read_digests
-from dethandlers.errors import ArtefactError
+from dethandlers.artefact import digest_file
 
 FOLDER_VARIABLE = "DETSERVE_CACHE_DIR"
 MOST_FILES = 20
@@ -42,6 +41,8 @@ LARGEST_FILE = 64_000_000
 """Bytes of an ONNX file; the graph of a larger one loads no faster than it is optimised."""
 _SUFFIX = ".ort"
 _ABANDONED_S = 3600.0
+_REFUSED_S = 86400.0
+"""How long a graph that did not load is not tried again: what kept it from loading may have been the machine."""
 
 Optimisation = Literal["cached", "fresh", "not cached"]
 SessionT = TypeVar("SessionT")
@@ -81,15 +82,12 @@ def graph_key(weights: Path, made_by: Mapping[str, Any]) -> str | None:
 def _digest(weights: Path) -> str | None:
     """Return the SHA-256 of a file, or None when tensors lie in other files, which it would not tell.
 
-    That of an archive's member was compared just before (`dethandlers.artefact.load_artefact`): hashing it once more
-    would cost a part of what the cache gains.
+    The file itself is read, whatever a list beside it says: an unpacked archive's network may have been replaced since,
+    and the old one would answer. Of 64 MB that takes 0.1 s.
     """
-    with contextlib.suppress(ArtefactError):
-        if listed := read_digests(weights.parent / DIGESTS_FILE).get(weights.name):
-            return listed
     with weights.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
         # The key of an entry of TensorProto.external_data (onnx.proto).
-        return None if content.find(b"\x0a\x08location") >= 0 else digest_file(weights)
+        return None if content.find(b"\x0a\x08location") >= 0 else hashlib.sha256(content).hexdigest()
 
 
 def open_with_cache(
@@ -106,7 +104,7 @@ def open_with_cache(
         The session, and where its graph came from. What ``optimise(None)`` raises is passed on, and nothing else.
     """
     folder = cache_folder() if key else None
-    if key is None or folder is None or _refused(folder, key).exists():
+    if key is None or folder is None or _is_refused(folder, key):
         return optimise(None), "not cached"
     found = _find(folder, key)
     if found is not None:
@@ -172,8 +170,14 @@ def _tidy(folder: Path, kept: Path) -> None:
 
 
 def _refused(folder: Path, key: str) -> Path:
-    """The mark that onnxruntime saved a graph which it does not load, so that no start tries it again."""
+    """The mark that onnxruntime saved a graph which it does not load, so that not every start tries it again."""
     return folder / f"{key}.refused"
+
+
+def _is_refused(folder: Path, key: str) -> bool:
+    with contextlib.suppress(OSError):
+        return abs(time.time() - _refused(folder, key).stat().st_mtime) < _REFUSED_S
+    return False
 
 
 def _refuse(folder: Path, key: str, found: Path) -> None:
