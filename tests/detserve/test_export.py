@@ -135,13 +135,6 @@ def test_any_reader_of_onnx_shows_the_metadata(host):
     assert str(ROOT).encode() not in host.path.read_bytes(), "a path of this machine"
 
 
-def test_the_same_inputs_give_the_same_bytes(host, tmp_path):
-    out = tmp_path / "another name.onnx"
-    export_demo(out)
-    assert out.read_bytes() == host.path.read_bytes()
-    assert [path.name for path in tmp_path.iterdir()] == ["another name.onnx"]
-
-
 # What it is good for.
 
 
@@ -279,13 +272,14 @@ def refused(error: type[DetserveError], out: Path, options: ExportOptions | None
     return str(caught.value)
 
 
-def test_an_existing_file_is_replaced_only_when_told_so(tmp_path, host):
-    out = tmp_path / "shapes.onnx"
+def test_an_existing_file_is_replaced_only_when_told_so_and_the_same_inputs_give_the_same_bytes(tmp_path, host):
+    out = tmp_path / "another name.onnx"
     out.write_bytes(b"mine")
     assert "--force" in refused(ExportError, out)
     exported = export_model(load_spec(SPEC), folder=SPEC.parent, out=out, force=True)
     assert out.read_bytes() == host.path.read_bytes()
     assert exported.path == out
+    assert [path.name for path in tmp_path.iterdir()] == ["another name.onnx"]
 
 
 @pytest.mark.parametrize(
