@@ -39,7 +39,7 @@ from torchvision.ops import FrozenBatchNorm2d
 from detserve.checkpoint import load_state_dict
 from detserve.eager import EagerModel, eager_from_source
 from detserve.errors import ArchiveError, CheckpointError, DetserveError, SpecError
-from detserve.export.onnx_file import described_artefact
+from detserve.export.onnx_file import described_artefact, read_described, require_described
 from detserve.mar import MANIFEST_FILE, Member, check_archive, manifest_json, unpacked, write_mar
 from detserve.resolve import resolve_spec
 
@@ -118,6 +118,11 @@ def build_archive(
     on_progress(f"reading {checkpoint}")
     members, packed, notes = _weights_member(spec, checkpoint)
     if golden is None:
+        if packed.runtime == "onnx" and packed.family == "torchvision":
+            notes.append(
+                "the golden detections come from the file itself, since its checkpoint is not inside: the golden check "
+                "then proves the serving, not the export"
+            )
         on_progress("eager inference on the golden image")
         golden = golden_detections(eager_from_source(spec, checkpoint), image, packed.serving)
     found = len(golden[1].detections)
@@ -228,6 +233,7 @@ def _weights_member(spec: Spec, checkpoint: Path) -> tuple[dict[str, bytes], Spe
         source = spec.source or source
         content = checkpoint.read_bytes()
         packed = replace(resolve_spec(spec, None), weights="model.onnx", golden_image="", source=source)
+        _require_agreement(packed, checkpoint)
         return {"model.onnx": content}, packed, notes
     state = load_state_dict(checkpoint)
     resolved = resolve_spec(spec, state)
@@ -276,6 +282,29 @@ def golden_detections(eager: EagerModel, image: tuple[str, bytes], serving: Serv
     except DetserveError as error:
         raise SpecError(f"golden_image: {error} Give another one with --golden-image.") from error
     return image[0], Golden(image[1], threshold, serving.max_detections, found)
+
+
+def _require_agreement(spec: Spec, file: Path) -> None:
+    """Refuse a spec that says otherwise than the exported file that it is about."""
+    described = read_described(file)
+    if described is None:
+        if spec.family == "torchvision":
+            require_described(file)
+        return
+    inside = described.spec
+    for key in ("family", "builder", "preprocessing", "decoding"):
+        if getattr(spec, key) != getattr(inside, key):
+            raise SpecError(
+                f"{key}: the spec says otherwise than {file.name}, which holds its own description. Pack the file "
+                f"alone: detserve archive {file.name}."
+            )
+    if [(one.name, one.model_label) for one in spec.categories] != [
+        (one.name, one.model_label) for one in inside.categories
+    ]:
+        raise SpecError(
+            f"categories: the spec's are not those of {file.name}, which holds its own. Pack the file alone: "
+            f"detserve archive {file.name}."
+        )
 
 
 def _described_members(spec: Spec, golden: tuple[str, Golden]) -> dict[str, bytes]:

@@ -5,6 +5,7 @@ forward and post-processing do the rest. (Only the decoder is the same library, 
 For a foreign ONNX file there is no framework model; its references are those of `eager_onnx`.
 """
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
@@ -82,7 +83,19 @@ def load_eager(
             f"model: got {str(model)!r}, but there is neither {spec_path(model_store, str(model))} nor {archive}. "
             "Give the source with --spec and --weights, or the model store with --model-store."
         )
+    if weights is not None:
+        return _eager_as_archived(archive, weights, device=device)
     return eager_from_archive(archive, device=device)
+
+
+def _eager_as_archived(archive: Path, checkpoint: Path, *, device: str) -> EagerModel:
+    """Load a checkpoint as the model that an archive describes."""
+    with unpacked(archive) as folder:
+        spec = load_artefact(folder).spec
+    if spec.family == "torchvision" and spec.runtime == "onnx" and checkpoint.suffix != ".onnx":
+        # The file was exported from a checkpoint, and its spec still tells the builder.
+        spec = replace(spec, runtime="torch")
+    return eager_from_source(spec, checkpoint, device=device)
 
 
 def eager_from_source(spec: Spec, checkpoint: Path, *, device: str = "cpu") -> EagerModel:

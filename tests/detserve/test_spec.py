@@ -244,7 +244,8 @@ def test_a_version_is_numbers_with_dots(tmp_path, version):
 
 
 def test_an_unknown_family_is_named_with_the_known_ones(tmp_path):
-    assert "family: got 'detr', expected one of torchvision, yolox" in refusal(tmp_path, {"family": "detr"})
+    message = refusal(tmp_path, {"family": "detr"})
+    assert "family: got 'detr', expected one of fastestdet, torchvision, ultraface, yolox" in message
 
 
 def test_an_override_replaces_merges_and_checks():

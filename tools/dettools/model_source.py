@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from dethandlers.spec import Spec
 
 
+_CHECKPOINTS = (".pth", ".pt", ".ckpt", ".safetensors")
+
+
 @dataclass(frozen=True)
 class ModelSource:
     """A model as the command line names it.
@@ -81,6 +84,11 @@ def read_source(args: argparse.Namespace) -> ModelSource:
 
     from detserve.spec import load_spec, override_spec, parse_spec
 
+    if args.spec is not None and args.spec.suffix in _CHECKPOINTS:
+        raise SpecError(
+            f"got the checkpoint {args.spec.name}, expected what describes it: a spec, or --torchvision BUILDER "
+            f"--weights {args.spec.name} --categories COCO.json."
+        )
     changes = _changes(args)
     if args.spec is None:
         base = {"name": args.weights.stem, "family": "torchvision", "builder": args.torchvision}
@@ -90,8 +98,16 @@ def read_source(args: argparse.Namespace) -> ModelSource:
     if args.spec.suffix != ".onnx":
         spec = override_spec(load_spec(args.spec), changes, where="command line")
         return ModelSource(spec, args.spec.parent, args.weights, None, described_here=False)
-    if args.weights is not None:
-        raise SpecError(f"weights: got {args.weights} with {args.spec.name}, which holds its own. Leave --weights out.")
+    held = {
+        "--weights": args.weights,
+        "--categories": args.categories,
+        "--num-classes": args.num_classes,
+        "--norm-eps": args.norm_eps,
+        "--builder-option": args.builder_option or None,
+    }
+    given = next((name for name, value in held.items() if value is not None), None)
+    if given:
+        raise SpecError(f"{given}: got it with {args.spec.name}, which is exported with its own. Leave it out.")
 
     from detserve.export.onnx_file import require_described
 
@@ -99,6 +115,16 @@ def read_source(args: argparse.Namespace) -> ModelSource:
     spec = override_spec(described.spec, changes, where="command line")
     golden = described.golden if args.golden_image is None else None
     return ModelSource(spec, args.spec.parent, args.spec, golden, described_here=False)
+
+
+def require_free_spec(source: ModelSource, path: Path, *, force: bool) -> None:
+    """Refuse to go on when the spec that will be written is there already.
+
+    Raises:
+        SpecError: it is, and nobody said that it may be replaced.
+    """
+    if source.described_here and path.exists() and not force:
+        raise SpecError(f"spec {path}: exists already. Replace it with --force, or give the model another --name.")
 
 
 def write_spec(source: ModelSource, golden_image: Path | None, path: Path) -> None:

@@ -47,6 +47,7 @@ class Graph:
         decoding: what the detector has to do with its outputs.
         dynamic: of ``FREE_AXES``, what is.
         defaults: optional inputs, by name, with the value that they have when they are not given.
+        output_shapes: per output, sizes of its axes; None where an axis is free.
         input_range: ``{"batch" | "height" | "width": (least, most or None)}`` that the preprocessing gives.
     """
 
@@ -55,6 +56,7 @@ class Graph:
     decoding: Decoding
     dynamic: tuple[str, ...]
     defaults: dict[str, torch.Tensor]
+    output_shapes: dict[str, tuple[int | None, ...]]
     input_range: dict[str, tuple[int, int | None]]
 
 

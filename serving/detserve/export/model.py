@@ -9,6 +9,7 @@ Nothing is written before everything has been checked.
 """
 
 import hashlib
+import os
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -24,6 +25,7 @@ from detserve.errors import ExportError
 from detserve.export.exporters import EXPORTERS, FREE_AXES, ExportOptions, exporter_of
 from detserve.export.onnx_file import ExportFacts, write_described
 from detserve.export.rehearsal import Rehearsal, rehearse
+from detserve.export.tracing import check_opset
 from detserve.resolve import resolve_spec
 
 
@@ -105,7 +107,7 @@ def export_model(
     eager = eager_from_source(spec, checkpoint)
     name, golden = golden_detections(eager, image, packed.serving)
     facts = ExportFacts.of(options.precision, options.opset, graph.dynamic, graph.input_range, packed)
-    content = write_described(graph.content, packed, facts, (name, golden), graph.defaults)
+    content = write_described(graph.content, packed, facts, (name, golden), graph.defaults, graph.output_shapes)
     on_progress("the worker's code finds in the file what eager finds")
     rehearsal = rehearse(content, packed, golden, eager)
     if rehearsal.drift:
@@ -115,6 +117,11 @@ def export_model(
             + (", or export it with --precision fp32." if options.precision != "fp32" else ".")
         )
     refused = _write(out, content, prove)
+    notes = _notes(golden)
+    if options.precision != "fp32" and prove is None:
+        notes.append(
+            f"{options.precision}: its cost in AP was not measured; --verify with --annotations holds it to a budget"
+        )
     return ExportedFile(
         path=out,
         spec=packed,
@@ -123,7 +130,7 @@ def export_model(
         sha256=hashlib.sha256(content).hexdigest(),
         bytes=len(content),
         golden_detections=len(golden.detections),
-        notes=tuple(_notes(golden)),
+        notes=tuple(notes),
         refused=refused,
     )
 
@@ -140,6 +147,9 @@ def _check(spec: Spec, out: Path, options: ExportOptions, *, force: bool) -> Non
         raise ExportError(f"out: {out} exists already. Replace it with --force, or choose another with --out.")
     if not out.parent.is_dir():
         raise ExportError(f"out: got {out}, but there is no folder {out.parent}. Make it, or correct --out.")
+    if not os.access(out.parent, os.W_OK):
+        raise ExportError(f"out: got {out}, but the folder {out.parent} cannot be written. Correct --out.")
+    check_opset(options.opset)
     unknown = [axis for axis in options.dynamic or () if axis not in FREE_AXES]
     if unknown:
         raise ExportError(f"dynamic: got {unknown[0]!r}, expected batch, size, both with a comma, or none.")
@@ -157,13 +167,16 @@ def _notes(golden: Golden) -> list[str]:
 
 def _write(out: Path, content: bytes, prove: Callable[[Path], str] | None) -> str:
     """Write the file under its name, unless the proof refuses it."""
-    try:
-        with tempfile.TemporaryDirectory(prefix=".export-", dir=out.parent) as folder:
-            part = Path(folder, out.name)
+    with tempfile.TemporaryDirectory(prefix=".export-", dir=out.parent) as folder:
+        part = Path(folder, out.name)
+        try:
             part.write_bytes(content)
-            refused = prove(part) if prove is not None else ""
-            if not refused:
+        except OSError as error:
+            raise ExportError(f"out: {out} cannot be written ({error}).") from error
+        refused = prove(part) if prove is not None else ""
+        if not refused:
+            try:
                 part.replace(out)
-            return refused
-    except OSError as error:
-        raise ExportError(f"out: {out} cannot be written ({error}).") from error
+            except OSError as error:
+                raise ExportError(f"out: {out} cannot be written ({error}).") from error
+        return refused

@@ -6,7 +6,8 @@ that any reader of ONNX shows them; ``names`` holds the classes in the form that
 
 import base64
 import json
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,14 +22,16 @@ from dethandlers.detections import Detections
 from dethandlers.errors import ArtefactError
 from dethandlers.spec import Spec
 
-from detserve.errors import ArchiveError, ExportError
+from detserve.errors import ArchiveError, ExportError, SpecError
 from detserve.export.tracing import EXPORTER
+from detserve.spec import parse_spec
 
 SPEC_KEY = "detserve.spec"
 CATEGORY_MAP_KEY = "detserve.category_map"
 GOLDEN_KEY = "detserve.golden"
 EXPORT_KEY = "detserve.export"
 NAMES_KEY = "names"
+_PLAIN_NAME = re.compile(r"golden(\.(?!json$)[a-z0-9]+)?")
 
 
 @dataclass(frozen=True)
@@ -130,6 +133,7 @@ def write_described(
     facts: ExportFacts,
     golden: tuple[str, Golden],
     defaults: Mapping[str, torch.Tensor],
+    output_shapes: Mapping[str, Sequence[int | None]] | None = None,
 ) -> bytes:
     """Put the description, and the defaults of optional inputs, into an ONNX file.
 
@@ -141,6 +145,7 @@ def write_described(
         facts: of the export.
         golden: name of the golden image, and eager's detections.
         defaults: values of the inputs that may be left out.
+        output_shapes: sizes of the outputs' axes that are known; None where one is free.
 
     Raises:
         ExportError: the exporter's file is not valid ONNX.
@@ -149,6 +154,12 @@ def write_described(
     model = onnx.load_from_string(content)
     for name, value in defaults.items():
         model.graph.initializer.append(onnx.numpy_helper.from_array(value.numpy(), name))
+    for output in model.graph.output:
+        for axis, size in zip(
+            output.type.tensor_type.shape.dim, (output_shapes or {}).get(output.name, ()), strict=False
+        ):
+            if size is not None:
+                axis.dim_value = size
     name, shown = golden
     described = {
         SPEC_KEY: spec.to_json(),
@@ -180,13 +191,19 @@ def read_described(path: Path) -> DescribedFile | None:
         return None
     try:
         categories = parse_category_map(json.loads(properties[CATEGORY_MAP_KEY]))
-        spec = Spec.from_json(json.loads(properties[SPEC_KEY]), categories)
-        golden = _golden(json.loads(properties[GOLDEN_KEY])) if GOLDEN_KEY in properties else None
-        facts = json.loads(properties.get(EXPORT_KEY, "{}"))
-    except (ArtefactError, KeyError, TypeError, ValueError) as error:
+        # As strict as a spec that somebody wrote: who made the file is not known.
+        written = Spec.from_json(json.loads(properties[SPEC_KEY]), categories)
+        spec = parse_spec(asdict(written), where=path.name, folder=path.parent)
+        golden = _golden(json.loads(properties[GOLDEN_KEY]), len(categories)) if GOLDEN_KEY in properties else None
+        facts = dict(json.loads(properties.get(EXPORT_KEY, "{}")))
+    except (ArtefactError, SpecError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise ArchiveError(
             f"{path.name}: its description is damaged or of another version ({error}). Export it again."
         ) from error
+    if spec.runtime != "onnx":
+        raise ArchiveError(
+            f"{path.name}: got runtime {spec.runtime!r} in its description, expected onnx. Export it again."
+        )
     return DescribedFile(spec, golden, facts)
 
 
@@ -255,15 +272,21 @@ def _load(path: Path) -> Any:
     return model
 
 
-def _golden(value: dict[str, Any]) -> tuple[str, Golden]:
+def _golden(value: dict[str, Any], classes: int) -> tuple[str, Golden]:
     found = Detections(
         np.asarray(value["boxes_xyxy"], dtype=np.float32).reshape(-1, 4),
         np.asarray(value["scores"], dtype=np.float32),
         np.asarray(value["labels"], dtype=np.int64),
     )
+    if not len(found.boxes_xyxy) == len(found.scores) == len(found.labels):
+        raise ValueError("the golden detections are not as many boxes as scores and labels")
+    if len(found) and not 0 <= int(found.labels.min()) <= int(found.labels.max()) < classes:
+        raise ValueError("the golden detections have labels beyond the category map")
+    if not _PLAIN_NAME.fullmatch(str(value["image"])):
+        raise ValueError(f"the golden image is called {value['image']!r}")
     image = base64.b64decode(value["image_base64"], validate=True)
     golden = Golden(image, float(value["score_threshold"]), int(value["max_detections"]), found)
-    return Path(str(value["image"])).name, golden
+    return str(value["image"]), golden
 
 
 def _json(value: Any) -> str:

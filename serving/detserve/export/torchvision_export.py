@@ -55,13 +55,17 @@ def export_torchvision(spec: Spec, state: Mapping[str, torch.Tensor], options: E
     sizes = {} if settings.resize == "stretch" else {IMAGE_SIZES: _sizes(example)}
     # Few detections are enough to trace with; each goes through the second stage's heads.
     few = {name: value if name == SCORE_THRESHOLD else torch.tensor(5) for name, value in optional.items()}
-    content = trace(
-        graph,
-        (example, *sizes.values(), *few.values()),
-        _signature(graph, ("images", *sizes, *optional), dynamic),
-        opset=options.opset,
-    )
-    return Graph(content, settings, decoding, dynamic, optional, _input_range(settings, dynamic, options.batch))
+    arguments = (example, *sizes.values(), *few.values())
+    signature = _signature(graph, ("images", *sizes, *optional), dynamic)
+    content = trace(graph, arguments, signature, opset=options.opset)
+    with torch.no_grad():
+        outputs = dict(zip(signature.outputs, graph(*arguments), strict=True))
+    shapes = {
+        name: tuple(None if axis in signature.dynamic.get(name, {}) else size for axis, size in enumerate(output.shape))
+        for name, output in outputs.items()
+    }
+    ranges = _input_range(settings, dynamic, options.batch)
+    return Graph(content, settings, decoding, dynamic, optional, shapes, ranges)
 
 
 def _dynamic(spec: Spec, settings: Preprocessing, options: ExportOptions, *, one_stage: bool) -> tuple[str, ...]:
@@ -121,7 +125,9 @@ def _signature(graph: nn.Module, inputs: tuple[str, ...], dynamic: tuple[str, ..
     if isinstance(graph, OneStage):
         rows = "detections" if SCORE_THRESHOLD in inputs else "candidates"
         outputs = ["boxes", "scores", "labels"]
-        axes |= {name: {**batch, 1: rows} for name in outputs}
+        # Candidates of a fixed input are always as many.
+        free = {} if rows == "candidates" and not graph.takes_sizes else {1: rows}
+        axes |= {name: {**batch, **free} for name in outputs}
         if SCORE_THRESHOLD in inputs:
             outputs.append("num_detections")
             axes["num_detections"] = batch

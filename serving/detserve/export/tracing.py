@@ -37,6 +37,16 @@ class Signature:
     dynamic: Mapping[str, Mapping[int, str]]
 
 
+def check_opset(opset: int) -> None:
+    """Refuse an operator set that the exporter does not write.
+
+    Raises:
+        ExportError: names those that it does.
+    """
+    if opset not in OPSETS:
+        raise ExportError(f"opset: got {opset}, expected {OPSETS[0]} to {OPSETS[-1]}. Give another with --opset.")
+
+
 def trace(module: nn.Module, example: tuple[Tensor, ...], signature: Signature, *, opset: int) -> bytes:
     """Export a module.
 
@@ -52,8 +62,7 @@ def trace(module: nn.Module, example: tuple[Tensor, ...], signature: Signature, 
     Raises:
         ExportError: the opset is not supported, or an operator cannot be exported.
     """
-    if opset not in OPSETS:
-        raise ExportError(f"opset: got {opset}, expected {OPSETS[0]} to {OPSETS[-1]}. Give another with --opset.")
+    check_opset(opset)
     file = io.BytesIO()
     loggers = logging.getLogger("torch.onnx")
     level = loggers.level

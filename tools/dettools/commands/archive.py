@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dettools.model_source import add_model_arguments, read_source, write_spec
+from dettools.model_source import add_model_arguments, read_source, require_free_spec, write_spec
 
 if TYPE_CHECKING:
     import argparse
@@ -39,6 +39,7 @@ def run(args: argparse.Namespace) -> int:
     spec = source.spec
     store: Path = args.model_store or default_model_store()
     out: Path = args.out or archive_path(store, spec.name)
+    require_free_spec(source, spec_path(store, spec.name), force=args.force)
     built = build_archive(
         spec,
         folder=source.folder,

@@ -5,16 +5,18 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from dettools.model_source import add_model_arguments, read_source, write_spec
+from dettools.model_source import add_model_arguments, read_source, require_free_spec, write_spec
 
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Sequence
 
+    from dethandlers.spec import Precision
     from detserve.export.model import ExportedFile
 
+    from dettools.ground_truth import GroundTruth
     from dettools.model_source import ModelSource
     from dettools.verification.parity import Parity
 
@@ -33,7 +35,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     add_model_arguments(parser, takes="SPEC.yaml")
     parser.add_argument("--out", "--output-file", type=Path, metavar="FILE.onnx", help="default: MODEL_STORE/NAME.onnx")
-    parser.add_argument("--precision", choices=("fp32", "fp16"), default="fp32", help="of the layers (default: fp32)")
+    parser.add_argument("--precision", choices=("fp32", "fp16"), help="of the layers (default: the spec's, else fp32)")
     parser.add_argument(
         "--nms",
         choices=("graph", "host"),
@@ -64,24 +66,32 @@ def run(args: argparse.Namespace) -> int:
     from detserve.errors import DetserveError
     from detserve.export.exporters import ExportOptions
     from detserve.export.tracing import DEFAULT_OPSET
-    from detserve.model_store import default_model_store
+    from detserve.model_store import default_model_store, spec_path
+
+    from dettools.ground_truth import load_ground_truth
 
     source = read_source(args)
     if source.golden is not None or (args.spec is not None and args.spec.suffix == ".onnx"):
         raise DetserveError(f"got {args.spec}, which is exported already, expected a spec or a checkpoint.")
     if args.annotations is not None and (not args.verify or len(args.verify) != 1 or not Path(args.verify[0]).is_dir()):
         raise DetserveError("--annotations: expected --verify with the one folder whose images they label.")
+    if args.ap_budget is not None and not 0 <= args.ap_budget <= 100:
+        raise DetserveError(f"--ap-budget: got {args.ap_budget:g}, expected AP points from 0 to 100, such as 0.2.")
     out: Path = args.out or (args.model_store or default_model_store()) / f"{source.spec.name}.onnx"
     images = _images(args.verify)
     dynamic = None
     if args.dynamic is not None:
         dynamic = () if args.dynamic == "none" else tuple(word.strip() for word in args.dynamic.split(","))
-    options = ExportOptions(args.precision, args.nms, args.opset or DEFAULT_OPSET, dynamic, args.batch)
+    opset = DEFAULT_OPSET if args.opset is None else args.opset
+    options = ExportOptions(_precision(args.precision, source), args.nms, opset, dynamic, args.batch)
+    store: Path = args.model_store or default_model_store()
+    require_free_spec(source, spec_path(store, source.spec.name), force=args.force)
+    truth = load_ground_truth(args.annotations) if args.annotations else None
 
     parity: list[Parity] = []
 
     def prove(file: Path) -> str:
-        parity.append(_prove(file, source, images, args))
+        parity.append(_prove(file, source, images, truth, args))
         return "; ".join(parity[0].refusals)
 
     from detserve.export.model import export_model
@@ -106,16 +116,25 @@ def _images(arguments: Sequence[str] | None) -> list[Path]:
     return find_images(arguments) if arguments else []
 
 
-def _prove(file: Path, source: ModelSource, images: Sequence[Path], args: argparse.Namespace) -> Parity:
+def _precision(given: Precision | None, source: ModelSource) -> Literal["fp32", "fp16"]:
+    from detserve.errors import SpecError
+
+    wanted = given or source.spec.serving.precision
+    if wanted == "bf16":
+        raise SpecError("serving.precision: got bf16, expected fp32 or fp16 for an ONNX file. Give --precision.")
+    return wanted
+
+
+def _prove(
+    file: Path, source: ModelSource, images: Sequence[Path], truth: GroundTruth | None, args: argparse.Namespace
+) -> Parity:
     from detserve.archive import checkpoint_path
     from detserve.eager import eager_from_source
 
-    from dettools.ground_truth import load_ground_truth
     from dettools.local_detector import open_detector, open_source
     from dettools.reports.progress import progress
     from dettools.verification.parity_check import Sides, check_parity
 
-    truth = load_ground_truth(args.annotations) if args.annotations else None
     checkpoint = checkpoint_path(source.spec, source.folder, source.weights)
     with (
         open_source(source.spec, folder=source.folder, weights=source.weights) as torch_detector,

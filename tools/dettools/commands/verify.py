@@ -73,13 +73,7 @@ def _verify_archive(path: Path) -> dict[str, Any]:
     found = verify_archive(path)
     for note in found.notes:
         print(f"verify: note: {note}", file=sys.stderr)
-    golden = (
-        "no golden image"
-        if found.golden_detections is None
-        else f"golden check FAILED: {found.drift}"
-        if found.drift
-        else f"{found.golden_detections} golden detections reproduced"
-    )
+    golden = _golden(found.golden_detections, found.drift)
     print(f"{path}: {len(found.members)} members as built, {golden}")
     return {
         "archive": str(path),
@@ -91,6 +85,12 @@ def _verify_archive(path: Path) -> dict[str, Any]:
     }
 
 
+def _golden(detections: int | None, drift: str) -> str:
+    if detections is None:
+        return "no golden image"
+    return f"golden check FAILED: {drift}" if drift else f"{detections} golden detections reproduced"
+
+
 def _verify_exported(path: Path) -> dict[str, Any]:
     from detserve.archive import verify_exported
 
@@ -98,13 +98,7 @@ def _verify_exported(path: Path) -> dict[str, Any]:
 
     found = verify_exported(path)
     proof = certified(path)
-    golden = (
-        "no golden image"
-        if found.golden_detections is None
-        else f"golden check FAILED: {found.drift}"
-        if found.drift
-        else f"{found.golden_detections} golden detections reproduced"
-    )
+    golden = _golden(found.golden_detections, found.drift)
     words: dict[bool | None, str] = {
         True: ", the file that its certificate is about",
         False: ", NOT the file that its certificate is about",
@@ -154,6 +148,8 @@ def _require_consistent(args: argparse.Namespace) -> None:
 
     if (args.images is None) != (args.annotations is None):
         raise DetserveError("got one of --images and --annotations, expected both or neither. Give the other.")
+    if args.weights is not None and Path(args.model).suffix not in _SPECS:
+        raise DetserveError(f"--weights: got it with {args.model}, whose weights are inside. Leave it out.")
     if args.images is not None:
         return
     if args.expect_ap is not None:

@@ -18,7 +18,8 @@ def print_export(exported: ExportedFile, console: Console) -> None:
         f"{exported.path}: {spec.name} {spec.version}, {spec.builder}, {len(spec.categories)} classes, "
         f"{facts.precision}, opset {facts.opset}, NMS in the "
         f"{'graph' if facts.nms == 'graph' else 'detector'}, dynamic: {free}, {state}\n"
-        f"equal to eager on the golden image at {sizes}: {rehearsal.detections} detections, alone and in a batch",
+        f"eager's {rehearsal.detections} detections on the golden image at {sizes}, alone and in a batch: "
+        f"{', '.join(rehearsal.compared)}, max Δbox {rehearsal.box_px:.2g} px, max Δscore {rehearsal.score:.2g}",
         highlight=False,
         soft_wrap=True,
     )

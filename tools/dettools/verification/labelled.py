@@ -200,6 +200,8 @@ def check_labelled(
 def _to_check(detector: Detector) -> str:
     if isinstance(detector.family, OnnxFamily):
         return "preprocessing.channel_order, scale, mean, std and resize, decoding, and the category map"
+    if detector.spec.runtime == "onnx":
+        return "that the file is the one that was exported, and export it again"
     return "the category map, builder, builder_options and norm_eps"
 
 
