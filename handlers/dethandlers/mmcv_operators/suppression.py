@@ -105,7 +105,8 @@ def _without_low(
 
 def _weights(overlap: Floats, threshold: np.float32, sigma: np.float32, method: int) -> Floats:
     if method == _GAUSSIAN:
-        return np.asarray(np.exp(-(overlap * overlap) / sigma), dtype=np.float32)
+        # The C library's float exponential is the rounded exact one; NumPy's of float32 may be off by more.
+        return np.exp((-(overlap * overlap) / sigma).astype(np.float64)).astype(np.float32)
     lowered = np.zeros_like(overlap) if method == _NAIVE else 1 - overlap
     return np.where(overlap >= threshold, lowered, np.float32(1))
 
