@@ -269,6 +269,12 @@ def _load(path: Path) -> Any:
         raise ArchiveError(f"{path.name}: not an ONNX file, or damaged ({error}).") from error
     if not model.graph.node:
         raise ArchiveError(f"{path.name}: not an ONNX file, or an empty one: it holds no operators.")
+    outside = [one.name for one in model.graph.initializer if one.data_location == onnx.TensorProto.EXTERNAL]
+    if outside:
+        raise ArchiveError(
+            f"{path.name}: holds {len(outside)} weights in other files, expected all in one, as an archive keeps it. Save "
+            f"it as one file: onnx.save(onnx.load({path.name!r}), 'one.onnx')."
+        )
     return model
 
 
