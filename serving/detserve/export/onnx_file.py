@@ -272,8 +272,8 @@ def _load(path: Path) -> Any:
     outside = [one.name for one in model.graph.initializer if one.data_location == onnx.TensorProto.EXTERNAL]
     if outside:
         raise ArchiveError(
-            f"{path.name}: holds {len(outside)} weights in other files, expected all in one, as an archive keeps it. Save "
-            f"it as one file: onnx.save(onnx.load({path.name!r}), 'one.onnx')."
+            f"{path.name}: holds {len(outside)} weights in other files, expected all in one, as an archive keeps it. "
+            f"Save it as one file: onnx.save(onnx.load({path.name!r}), 'one.onnx')."
         )
     return model
 
