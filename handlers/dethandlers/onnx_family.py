@@ -47,6 +47,7 @@ class OnnxFamily(ABC):
     """
 
     capabilities: frozenset[str] = frozenset()
+    drops_classes = False  # NMS, and with it the number of detections, comes after the choice of classes
 
     def __init__(self, spec: Spec) -> None:
         if spec.runtime != "onnx":

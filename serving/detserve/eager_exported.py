@@ -19,7 +19,7 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops import nms
 
 from detserve.eager_image import decode_rgb
-from detserve.eager_torchvision import as_detections
+from detserve.eager_torchvision import as_detections, best_known
 from detserve.errors import CheckpointError, DetserveError, SpecError
 
 
@@ -72,11 +72,12 @@ class ExportedEager:
         pixels = torch.from_numpy(decode_rgb(image)).permute(2, 0, 1).float() / 255.0
         with torch.inference_mode():
             prepared, _ = self._transform([pixels])
-            found = self._chosen(
-                self._run(prepared.tensors, prepared.image_sizes, score_threshold, max_detections),
-                score_threshold,
-                max_detections,
-            )
+
+            def run(most: int) -> dict[str, Tensor]:
+                outputs = self._run(prepared.tensors, prepared.image_sizes, score_threshold, most)
+                return self._chosen(outputs, score_threshold, most)
+
+            found = best_known(run, self._label_of, max_detections)
             original = [(int(pixels.shape[-2]), int(pixels.shape[-1]))]
             (found,) = self._transform.postprocess([found], prepared.image_sizes, original)
         return as_detections(found, self._label_of, masks=masks, keypoints=keypoints)

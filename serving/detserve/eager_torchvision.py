@@ -1,6 +1,6 @@
 """The reference for torchvision's models: torchvision's own transform, forward and post-processing."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -10,6 +10,7 @@ import torchvision
 from dethandlers.detections import Detections
 from dethandlers.errors import ArtefactError
 from dethandlers.families.torchvision_detection import build_module
+from dethandlers.options import MAX_DETECTIONS_LIMIT
 from dethandlers.runtimes.torch_runtime import set_tf32
 from dethandlers.spec import Spec
 
@@ -45,33 +46,59 @@ class TorchvisionEager:
         """
         heads: Any = getattr(self._module, "roi_heads", self._module)
         heads.score_thresh = score_threshold
-        heads.detections_per_img = max_detections
         pixels = torch.from_numpy(decode_rgb(image)).permute(2, 0, 1).float() / 255.0
-        with torch.inference_mode():
-            (found,) = self._module([pixels.to(self._device)])
-        found = {name: tensor.cpu() for name, tensor in found.items()}
+
+        def run(most: int) -> dict[str, torch.Tensor]:
+            heads.detections_per_img = most
+            with torch.inference_mode():
+                (found,) = self._module([pixels.to(self._device)])
+            return {name: tensor.cpu() for name, tensor in found.items()}
+
+        found = best_known(run, self._label_of, max_detections)
         return as_detections(found, self._label_of, masks=masks, keypoints=keypoints)
+
+
+def best_known(
+    run: Callable[[int], dict[str, torch.Tensor]], label_of: Mapping[int, int], most: int
+) -> dict[str, torch.Tensor]:
+    """Return the best detections of the classes that the category map knows.
+
+    A model takes its best of all classes. Where some of those are of unknown ones, it is asked for more, until the
+    known are as many as wanted or nothing was cut off. At most `MAX_DETECTIONS_LIMIT` are asked for, as when serving.
+
+    Args:
+        run: finds at most so many detections in one image, best score first: ``boxes``, ``scores``, ``labels`` and
+            what else the model has, one row a detection.
+        label_of: the model's label to ours.
+        most: how many are wanted.
+    """
+    asked = most
+    while True:
+        found = run(asked)
+        known = [place for place, label in enumerate(found["labels"].tolist()) if label in label_of]
+        if len(known) >= most or len(found["labels"]) < asked or asked >= MAX_DETECTIONS_LIMIT:
+            return {name: values[known[:most]] for name, values in found.items()}
+        asked = min(4 * asked, MAX_DETECTIONS_LIMIT)
 
 
 def as_detections(
     found: Mapping[str, torch.Tensor], label_of: Mapping[int, int], *, masks: bool, keypoints: bool
 ) -> Detections:
-    """Turn torchvision's detections of one image into ours; classes that the category map does not know are dropped.
+    """Turn torchvision's detections of one image into ours.
 
     Args:
-        found: ``boxes``, ``scores``, ``labels`` and what else the model has, in pixels of the original image.
+        found: ``boxes``, ``scores``, ``labels`` and what else the model has, in pixels of the original image; of
+            known classes (`best_known`).
         label_of: the model's label to ours.
         masks: whether masks are wanted.
         keypoints: whether keypoints are wanted.
     """
-    known = [place for place, label in enumerate(found["labels"].tolist()) if label in label_of]
-    labels = [label_of[int(found["labels"][place])] for place in known]
     return Detections(
-        found["boxes"][known].numpy(),
-        found["scores"][known].numpy(),
-        np.asarray(labels, dtype=np.int64),
-        masks=_rle(found["masks"][known]) if masks and "masks" in found else None,
-        keypoints=_keypoints(found, known) if keypoints and "keypoints" in found else None,
+        found["boxes"].numpy(),
+        found["scores"].numpy(),
+        np.asarray([label_of[label] for label in found["labels"].tolist()], dtype=np.int64),
+        masks=_rle(found["masks"]) if masks and "masks" in found else None,
+        keypoints=_keypoints(found) if keypoints and "keypoints" in found else None,
     )
 
 
@@ -83,7 +110,7 @@ def _rle(masks: torch.Tensor) -> list[dict[str, Any]]:
     return [{"size": list(rle["size"]), "counts": rle["counts"].decode("ascii")} for rle in encoded]
 
 
-def _keypoints(found: Mapping[str, torch.Tensor], known: list[int]) -> npt.NDArray[np.float32]:
-    points = found["keypoints"][known].clone()
-    points[..., 2] = found["keypoints_scores"][known]
+def _keypoints(found: Mapping[str, torch.Tensor]) -> npt.NDArray[np.float32]:
+    points = found["keypoints"].clone()
+    points[..., 2] = found["keypoints_scores"]
     return np.asarray(points.numpy(), dtype=np.float32)

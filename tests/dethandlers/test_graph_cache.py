@@ -13,7 +13,7 @@ import pytest
 import torch
 from dethandlers import graph_cache
 from dethandlers.detections import Category
-from dethandlers.families import Batch, Limits
+from dethandlers.families import Batch, Limits, load_family
 from dethandlers.graph_cache import cache_folder, graph_key, open_with_cache
 from dethandlers.runtimes.onnx_runtime import OnnxRuntime
 from dethandlers.spec import Serving, Spec
@@ -47,7 +47,7 @@ def weights(tmp_path):
 
 def runtime_of(weights, **serving):
     spec = Spec("small", "yolox", (Category(1, "one", 0),), runtime="onnx", serving=Serving(**serving))
-    return OnnxRuntime(spec, None, weights, torch.device("cpu"))
+    return OnnxRuntime(spec, load_family(spec), weights, torch.device("cpu"))
 
 
 def answer_of(runtime):

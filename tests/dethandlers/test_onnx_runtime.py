@@ -9,7 +9,7 @@ import torch
 from dethandlers.bound_session import DTYPES, BoundSession
 from dethandlers.detections import Category
 from dethandlers.errors import ArtefactError
-from dethandlers.families import Batch, Limits
+from dethandlers.families import Batch, Limits, load_family
 from dethandlers.runtimes.onnx_runtime import OnnxRuntime
 from dethandlers.spec import Serving, Spec
 from onnx import TensorProto, helper, numpy_helper
@@ -20,7 +20,7 @@ CPU = torch.device("cpu")
 
 def runtime_of(weights, device=CPU, **serving):
     spec = Spec("small", "yolox", (Category(1, "one", 0),), runtime="onnx", serving=Serving(**serving))
-    return OnnxRuntime(spec, None, weights, device)
+    return OnnxRuntime(spec, load_family(spec), weights, device)
 
 
 def batch_of(pixels, limits=Limits(0.25, 7)):  # noqa: B008 - frozen

@@ -56,6 +56,9 @@ class Family(Protocol):
 
     capabilities: frozenset[str]
     """Of ``masks`` and ``keypoints``, what the model can answer."""
+    drops_classes: bool
+    """Whether ``decode`` drops classes that the category map lacks. A network that cuts at a number of detections is
+    then asked for the most, and ``decode`` cuts at what is wanted: an answer must not depend on what others ask for."""
 
     def build(self, weights: Path) -> torch.nn.Module:
         """Return the network for the torch runtime: ``module(batch: Batch)`` gives what ``decode`` takes.

@@ -8,11 +8,13 @@ pass.
 """
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from safetensors.torch import load_file
 from torch import nn
@@ -25,12 +27,15 @@ from dethandlers.detections import Detections
 from dethandlers.errors import ArtefactError
 from dethandlers.exported_detections import detections_of
 from dethandlers.families import Batch, Limits
+from dethandlers.options import MAX_DETECTIONS_LIMIT
 from dethandlers.postprocess import encode_masks, scale_boxes
 from dethandlers.preprocess import Prepared, normalise, pad_to_multiple, resize, shorter_side_size
 from dethandlers.spec import Preprocessing, Spec
 
 # Arguments of the builders that the request's options set.
 REQUEST_ARGUMENTS = ("box_score_thresh", "score_thresh", "box_detections_per_img", "detections_per_img")
+
+_Known = Callable[[npt.NDArray[np.int64]], npt.NDArray[np.bool_]]
 
 
 def builders() -> list[str]:
@@ -144,13 +149,14 @@ class TorchvisionFamily:
         for label, category in enumerate(spec.categories):
             lookup[category.model_label] = label
         self._label_of_model_label = lookup
+        self.drops_classes = bool(_unknown_labels(spec))
         self._settings = spec.preprocessing
 
     def build(self, weights: Path) -> nn.Module:
         """Build the model from the archive's safetensors; its transform's settings are kept and taken over."""
         module = build_module(self.spec, load_file(weights))
         self._settings = transform_settings(module)
-        return _Core(module)
+        return _Core(module, self._known if self.drops_classes else None)
 
     def prepare(self, image: torch.Tensor) -> Prepared:
         """Normalise, resize and pad one image as torchvision does for that image alone."""
@@ -172,15 +178,16 @@ class TorchvisionFamily:
         """Scale boxes, masks and keypoints to the original images; drop what the category map does not know."""
         if self.spec.runtime == "onnx":
             decoding = self.spec.decoding
+            wanted = replace(limits, max_detections=MAX_DETECTIONS_LIMIT) if self.drops_classes else limits
             outputs = [
-                detections_of(output, nms=decoding.nms, nms_iou=decoding.nms_iou, limits=limits) for output in outputs
+                detections_of(output, nms=decoding.nms, nms_iou=decoding.nms_iou, limits=wanted) for output in outputs
             ]
         return [self._decode_one(output, source, limits) for output, source in zip(outputs, prepared, strict=True)]
 
     def _decode_one(self, output: dict[str, torch.Tensor], source: Prepared, limits: Limits) -> Detections:
         model_labels = output["labels"].cpu().numpy()
-        labels = self._label_of_model_label[np.minimum(model_labels, len(self._label_of_model_label) - 1)]
-        known = labels >= 0
+        known = np.flatnonzero(self._known(model_labels))[: limits.max_detections]
+        labels = self._label_of_model_label[model_labels[known]]
         kept = torch.from_numpy(known)
         boxes = scale_boxes(output["boxes"], source.scale_xy).cpu()[kept]
         masks = None
@@ -192,10 +199,15 @@ class TorchvisionFamily:
         return Detections(
             boxes.numpy(),
             output["scores"].float().cpu().numpy()[known],
-            labels[known],
+            labels,
             masks=masks,
             keypoints=keypoints,
         )
+
+    def _known(self, model_labels: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+        """Return which of the model's labels the category map knows."""
+        places = np.minimum(model_labels, len(self._label_of_model_label) - 1)
+        return np.asarray(self._label_of_model_label[places] >= 0)
 
     @staticmethod
     def _keypoints(output: dict[str, torch.Tensor], source: Prepared) -> Any:
@@ -204,6 +216,12 @@ class TorchvisionFamily:
         points[..., 1] *= source.scale_xy[1]
         points[..., 2] = output["keypoints_scores"].float().cpu()
         return points.numpy()
+
+
+def _unknown_labels(spec: Spec) -> set[int]:
+    """Return what the model may put out and the category map lacks; of the focal-loss models 0 is no background."""
+    first = 0 if spec.builder.startswith(("retinanet", "fcos")) else 1
+    return set(range(first, spec.num_classes or 0)) - {category.model_label for category in spec.categories}
 
 
 # The parts whose outputs are decoded: `rpn.head`, `head`, and those of the RoI heads.
@@ -229,25 +247,48 @@ def _with_float32_maps(_part: nn.Module, inputs: tuple[ImageList, list[torch.Ten
 
 
 class _Core(nn.Module):
-    """torchvision's model behind a transform that does nothing: the batch comes prepared and stays in its frame."""
+    """torchvision's model behind a transform that does nothing: the batch comes prepared and stays in its frame.
 
-    def __init__(self, module: nn.Module) -> None:
+    Args:
+        module: the model.
+        known: tells which of the model's labels are wanted, where not all are. torchvision takes the best ``N`` of
+            all; here they are the best of the wanted, so that an answer does not depend on how many its neighbours get.
+    """
+
+    def __init__(self, module: nn.Module, known: _Known | None = None) -> None:
         super().__init__()
         module.transform = _Identity()
         self.module = module
-        heads = getattr(module, "roi_heads", module)
+        heads: Any = getattr(module, "roi_heads", module)
         self._heads = heads
+        self._every_class = known is None
+        self._most = MAX_DETECTIONS_LIMIT
+        if known is not None and hasattr(module, "roi_heads"):
+            # Before its masks and keypoints: those of up to 1000 detections would cost ten times what 100 do.
+            heads.postprocess_detections = self._choosing(heads.postprocess_detections, known)
         for name, part in module.named_modules():
             if name.rpartition(".")[2] in _TO_FLOAT32:
                 part.register_forward_hook(_widened)
             elif name.rpartition(".")[2] == "anchor_generator":
                 part.register_forward_pre_hook(_with_float32_maps)
 
+    def _choosing(self, choose: Callable[..., Any], known: _Known) -> Callable[..., Any]:
+        """Return what stands for `RoIHeads.postprocess_detections`: boxes, scores, labels of each image, best first."""
+
+        def choose_known(*outputs: Any) -> Any:
+            every = choose(*outputs)
+            masks = [known(labels.cpu().numpy()) for labels in every[2]]
+            places = [torch.from_numpy(np.flatnonzero(mask)[: self._most]) for mask in masks]
+            return tuple([one[at.to(one.device)] for one, at in zip(values, places, strict=True)] for values in every)
+
+        return choose_known
+
     def forward(self, batch: Batch) -> list[dict[str, torch.Tensor]]:
         """Return per image ``boxes`` xyxy in the prepared frame, ``scores``, ``labels`` and what else the model has."""
         # torchvision keeps score > threshold, compared in float32; the contract is score >= threshold.
         self._heads.score_thresh = float(np.nextafter(np.float32(batch.limits.score_threshold), np.float32(-1.0)))
-        self._heads.detections_per_img = batch.limits.max_detections
+        self._most = batch.limits.max_detections
+        self._heads.detections_per_img = self._most if self._every_class else MAX_DETECTIONS_LIMIT
         self.module.transform.sizes = list(batch.sizes)  # type: ignore[union-attr]
         detections: list[dict[str, torch.Tensor]] = self.module(batch.pixels)
         return detections

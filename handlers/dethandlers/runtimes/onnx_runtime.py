@@ -17,6 +17,7 @@ from dethandlers.bound_session import BoundSession
 from dethandlers.errors import ArtefactError
 from dethandlers.families import Batch, Family
 from dethandlers.graph_cache import graph_key, open_with_cache
+from dethandlers.options import MAX_DETECTIONS_LIMIT
 from dethandlers.spec import Serving, Spec
 
 # Besides the images, its first input, a file may take these; `detserve export` writes files that do.
@@ -42,12 +43,13 @@ class OnnxRuntime:
             file and the spec disagree.
     """
 
-    def __init__(self, spec: Spec, family: Family, weights: Path, device: torch.device) -> None:  # noqa: ARG002
+    def __init__(self, spec: Spec, family: Family, weights: Path, device: torch.device) -> None:
         onnxruntime = _onnxruntime()
         self.device = device
         self.version = str(onnxruntime.__version__)
         self.provider = _CUDA if device.type == "cuda" else _CPU
         self._serving = spec.serving
+        self._asks_for_most = family.drops_classes
         # onnxruntime does not look at the variables that tell torch: it takes every core.
         self._threads = spec.serving.threads or int(os.environ.get("OMP_NUM_THREADS") or 0)
         available = onnxruntime.get_available_providers()
@@ -152,11 +154,12 @@ class OnnxRuntime:
         if missing:
             pixels = torch.cat([pixels, pixels.new_zeros((missing, *pixels.shape[1:]))])
             sizes += sizes[-1:] * missing
+        most = MAX_DETECTIONS_LIMIT if self._asks_for_most else batch.limits.max_detections
         feeds = {
             self._input.name: pixels.to(self.device, _INPUT_DTYPES[self._input.type]),
             IMAGE_SIZES: torch.tensor(sizes, dtype=torch.int64),
             SCORE_THRESHOLD: torch.tensor(batch.limits.score_threshold, dtype=torch.float32),
-            MAX_DETECTIONS: torch.tensor(batch.limits.max_detections, dtype=torch.int64),
+            MAX_DETECTIONS: torch.tensor(most, dtype=torch.int64),
         }
         try:
             outputs = self._session.run({name: value for name, value in feeds.items() if name in self._takes})
