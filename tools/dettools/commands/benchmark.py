@@ -98,7 +98,7 @@ def _add_served(kinds: argparse._SubParsersAction[argparse.ArgumentParser], outp
 
 
 def _add_in_process(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", help="a .yaml spec, a .mar archive, or a name in the model store")
+    parser.add_argument("model", help="a .yaml spec, a .mar archive, an exported .onnx, or a name in the model store")
     parser.add_argument("--batch-sizes", default="1,4,8", metavar="N,N", help="eager takes 1 only (default: 1,4,8)")
     parser.add_argument("--threads", type=int, metavar="N", help="of torch and onnxruntime (default: the library's)")
     parser.add_argument("--repeat", "--repeat-num", type=int, default=3, metavar="N", help="turns per batch size")

@@ -22,6 +22,8 @@ _EPILOG = """\
   detserve evaluate shapes --images val/ --annotations val.json --out eval/        through the endpoint
   detserve evaluate shapes --images val/ --annotations val.json --against eager    as accurate as what was trained?
   detserve evaluate model.yaml --images val/ --annotations val.json                in this process, no server
+  detserve evaluate model.onnx --images val/ --annotations val.json --against eager --spec model.yaml
+                                                        is the exported file as accurate as the checkpoint?
 
 exit codes: 0 evaluated, and the certificate (if asked for) is given; 1 refused, images without an answer, or no
 certificate; 2 usage or input error; 130 interrupted: the same command goes on where it was
@@ -40,7 +42,10 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("model", help="name of the served model; or a .yaml spec or .mar archive, run in this process")
+    parser.add_argument(
+        "model",
+        help="name of the served model; or a .yaml spec, a .mar archive or an exported .onnx, run in this process",
+    )
     parser.add_argument("--images", type=Path, required=True, metavar="DIR", help="folder with the images")
     parser.add_argument("--annotations", type=Path, required=True, metavar="FILE", help="COCO annotation file")
     parser.add_argument(
@@ -49,7 +54,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )  # fmt: skip
     parser.add_argument(
         "--against", choices=("eager", "runtime"),
-        help="also run the source checkpoint's framework, or the archive's detector in this process, and certify",
+        help="also run the source checkpoint's framework, or the archive's detector in this process, and certify; the "
+        "eager reference of an exported file without --spec is the file itself, read plainly",
     )  # fmt: skip
     parser.add_argument("--iou-type", nargs="+", choices=("bbox", "segm", "keypoints"), default=["bbox"])
     parser.add_argument(
@@ -84,7 +90,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument("--protocol", choices=("rest", "grpc"), default="rest", help="default: %(default)s")
     parser.add_argument("--timeout", type=float, default=60.0, metavar="S", help="of one request (default: 60 s)")
     parser.add_argument("--spec", type=Path, metavar="FILE", help="eager model's spec (default: the model store's)")
-    parser.add_argument("--weights", type=Path, metavar="FILE", help="weights instead of the spec's")
+    parser.add_argument("--weights", type=Path, metavar="FILE", help="checkpoint instead of the spec's")
     parser.add_argument("--model-store", type=Path, metavar="DIR", help="default: $DETSERVE_MODEL_STORE or model_store")
     parser.add_argument("--device", default="cpu", help="of what runs in this process (default: %(default)s)")
     add_endpoint_arguments(parser)
@@ -133,7 +139,7 @@ def _request(args: argparse.Namespace) -> Request:
     from dettools.evaluation.run import Request
     from dettools.evaluation.stream import RetryPolicy
 
-    local = args.model.endswith((".yaml", ".yml", ".mar"))
+    local = args.model.endswith((".yaml", ".yml", ".mar", ".onnx"))
     return Request(
         model=args.model,
         images=args.images,

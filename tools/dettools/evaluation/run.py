@@ -61,10 +61,12 @@ class Request:
     """What is to be evaluated, and how.
 
     Attributes:
-        model: name of the served model; or a spec or an archive, run in this process.
+        model: name of the served model; or a spec, an archive or an exported file, run in this process.
         endpoint: where the server is; None to run in this process.
         out: folder of the journal and the results.
         limit: only the first N images.
+        spec: of the eager reference, where it is not that of ``model``.
+        weights: a checkpoint instead of that spec's.
         margin: of the certificate, as a fraction of AP.
     """
 
@@ -210,7 +212,7 @@ def _data_set(request: Request) -> _DataSet:
 @contextmanager
 def _answerer(request: Request) -> Iterator[Answerer]:
     if request.endpoint is None:
-        with _runtime(request, request.model, request.weights) as runtime:
+        with _runtime(request, request.model, _own_weights(request)) as runtime:
             yield runtime
         return
     with Clients(request.endpoint) as clients:
@@ -237,6 +239,12 @@ def _runtime(
         floor = detector.spec.serving.min_score_threshold
         asked = asked or replace(request.asked, score_threshold=max(request.score_threshold, floor))
         yield RuntimeAnswerer(detector, asked=asked, batch_size=request.batch_size)
+
+
+def _own_weights(request: Request) -> Path | None:
+    """Return the checkpoint instead of the model's own; with a spec beside an archive it is the reference's alone."""
+    inside = request.model.endswith((".mar", ".onnx"))
+    return None if inside and request.against == "eager" and request.spec is not None else request.weights
 
 
 def _mapping(answerer: Answerer, truth: GroundTruth, by: By) -> CategoryMapping:
