@@ -27,7 +27,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         nargs="+",
         metavar="PX",
         help="height and width of the network's input after resizing, or one number for a square (default: the "
-        "model's own)",
+        "model's own; of a model that resizes, the largest landscape image)",
     )
     parser.add_argument("--weights", type=Path, metavar="FILE", help="a checkpoint instead of the spec's")
     parser.add_argument("--max-proposals", type=int, metavar="N", help="upper end of the range (default: the model's)")

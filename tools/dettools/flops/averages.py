@@ -13,14 +13,14 @@ from dettools.flops.subjects import Subject
 
 @dataclass(frozen=True)
 class Average:
-    """MACs over some images.
+    """MACs of one image, over some images; of a file with a fixed batch its share of the batch.
 
     Attributes:
         images: how many.
         shapes: how many different input sizes they have.
         macs: mean with no proposal and no detection.
         most_macs: mean with as many as there can be.
-        smallest: cost of the cheapest size.
+        smallest: cost of the cheapest size; of the whole batch, as everywhere.
         largest: cost of the dearest size, whose tables stand for all.
     """
 
@@ -50,8 +50,8 @@ def average(subject: Subject, images: Sequence[Path], *, progress: Callable[[int
     return Average(
         images=len(found),
         shapes=len({cost.input_size for cost in found}),
-        macs=statistics.fmean(cost.macs for cost in found),
-        most_macs=statistics.fmean(cost.most_macs for cost in found),
+        macs=statistics.fmean(cost.macs / cost.batch for cost in found),
+        most_macs=statistics.fmean(cost.most_macs / cost.batch for cost in found),
         smallest=by_cost[0],
         largest=by_cost[-1],
     )

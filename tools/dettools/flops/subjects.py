@@ -13,10 +13,12 @@ import torch
 from dethandlers.artefact import load_artefact
 from dethandlers.errors import ArtefactError
 from dethandlers.families.torchvision_detection import build_module
-from dethandlers.spec import Spec
+from dethandlers.preprocess import shorter_side_size
+from dethandlers.spec import Preprocessing, Spec
 from detserve.categories import candidate_class_counts
 from detserve.checkpoint import load_state_dict
 from detserve.errors import SpecError
+from detserve.export.onnx_file import SPEC_KEY, read_described
 from detserve.mar import unpacked
 from detserve.model_store import archive_path, find_archive, spec_path
 from detserve.resolve import resolve_spec
@@ -26,7 +28,8 @@ from torchvision.models import get_model
 
 from dettools.flops.cost import Cost, FlopsError
 from dettools.flops.onnx_count import count_onnx
-from dettools.flops.torch_detector import count_detector, input_size, size_of_image
+from dettools.flops.torch_detector import count_detector, input_size, padded_input, size_of_image
+from dettools.onnx_graph.inputs import has_open_size
 from dettools.onnx_graph.model_file import OnnxFile, read_onnx
 
 Size = tuple[int, int]
@@ -105,7 +108,11 @@ def _from_spec(path: Path, asked: Asked) -> Iterator[Subject]:
 @contextmanager
 def _from_onnx(path: Path, asked: Asked) -> Iterator[Subject]:
     _refuse_changes(path, asked)
-    yield OnnxSubject(read_onnx(path), asked)
+    file = read_onnx(path)
+    described = None
+    if any(entry.key == SPEC_KEY for entry in file.proto.metadata_props):
+        described = read_described(path)
+    yield OnnxSubject(file, asked, described.spec.preprocessing if described else None)
 
 
 @contextmanager
@@ -142,7 +149,7 @@ def _of_spec(spec: Spec, weights: Path, asked: Asked) -> Subject:
             )
         file = read_onnx(weights)
         limits = replace(asked, max_detections=asked.max_detections or spec.serving.max_detections)
-        return OnnxSubject(replace(file, subject=f"{spec.name} ({weights.name})"), limits)
+        return OnnxSubject(replace(file, subject=f"{spec.name} ({weights.name})"), limits, spec.preprocessing)
     if spec.family != "torchvision":
         raise FlopsError(
             f"spec {spec.name}: got the family {spec.family!r} with runtime torch, expected 'torchvision'. Count its "
@@ -188,22 +195,52 @@ class TorchSubject:
 
 
 class OnnxSubject:
-    """An ONNX file."""
+    """An ONNX file.
 
-    def __init__(self, file: OnnxFile, asked: Asked) -> None:
+    Args:
+        file: as it was read.
+        asked: what the caller decides.
+        settings: how its images are prepared; None where nothing says it.
+    """
+
+    def __init__(self, file: OnnxFile, asked: Asked, settings: Preprocessing | None) -> None:
         self.name = file.subject
         self._file = file
         self._asked = asked
+        self._settings = settings
 
     def count(self, size: Size | None) -> Cost:
-        """Count one batch."""
-        return count_onnx(
+        """Count one batch; a size that the file leaves open is padded as served."""
+        settings, padded = self._settings, None
+        if settings is not None and has_open_size(self._file):
+            if settings.resize == "shorter_side":
+                padded = padded_input(size or (settings.shorter_side, settings.longer_side), settings.divisor)
+                size = padded.padded
+            else:
+                size = size or settings.size
+        cost = count_onnx(
             self._file, size, max_proposals=self._asked.max_proposals, max_detections=self._asked.max_detections
         )
+        return replace(cost, notes=(padded.note, *cost.notes)) if padded and padded.note else cost
 
-    def size_of(self, original: Size) -> Size | None:  # noqa: ARG002
-        """A file does not say how images are resized: its fixed size is taken."""
-        return None
+    def size_of(self, original: Size) -> Size | None:
+        """Return what the image is resized and padded to; None where the file fixes the size.
+
+        Raises:
+            FlopsError: nothing says how images are resized.
+        """
+        if not has_open_size(self._file):
+            return None
+        settings = self._settings
+        if settings is None:
+            raise FlopsError(
+                f"--images: got them with {self.name}, whose input size is open and which does not say how images are "
+                "resized; expected a file of `detserve export`, or a spec. Give --shape HEIGHT WIDTH instead."
+            )
+        if settings.resize != "shorter_side":
+            return settings.size
+        resized = shorter_side_size(original, settings.shorter_side, settings.longer_side)
+        return padded_input(resized, settings.divisor).padded
 
 
 def _random_module(spec: Spec) -> tuple[nn.Module, int]:

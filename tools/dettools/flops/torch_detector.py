@@ -54,6 +54,11 @@ def input_size(module: nn.Module, asked: tuple[int, int] | None) -> InputSize:
             note = f"every image is resized to the builder's fixed size {height}×{width}; --shape does not change it"
         return InputSize((height, width), _padded((height, width), divisor), note)
     size = asked or (int(transform.min_size[-1]), int(transform.max_size))
+    return padded_input(size, divisor)
+
+
+def padded_input(size: tuple[int, int], divisor: int) -> InputSize:
+    """Return the input of an image resized to ``size`` ``(H, W)`` px: both sides padded to multiples of ``divisor``."""
     padded = _padded(size, divisor)
     note = "" if padded == size else f"padded from {size[0]}×{size[1]} to multiples of {divisor} px, as served"
     return InputSize(size, padded, note)

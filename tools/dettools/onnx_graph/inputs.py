@@ -71,6 +71,17 @@ def value_type(value: Any) -> tuple[str, tuple[int | str | None, ...]]:
     return name, tuple(getattr(dim, field) if field else None for field, dim in sides)
 
 
+def has_open_size(file: OnnxFile) -> bool:
+    """Tell whether the image's height or width is for the caller to choose.
+
+    Raises:
+        OnnxFileError: there is no image input.
+    """
+    image = _image_input(file)
+    rows = _rows(image)
+    return any(not isinstance(side, int) or side <= 0 for side in image.shape[rows : rows + 2])
+
+
 def make_feed(file: OnnxFile, asked: tuple[int, int] | None) -> Feed:
     """Make noise of the asked size, and sensible values for the other inputs.
 
@@ -81,13 +92,7 @@ def make_feed(file: OnnxFile, asked: tuple[int, int] | None) -> Feed:
     Raises:
         OnnxFileError: no image input, or a size that is missing or contradicts the file.
     """
-    inputs = [one for one in model_inputs(file) if not one.has_default]
-    image = next((one for one in inputs if len(one.shape) in (3, 4)), None)
-    if image is None:
-        shapes = ", ".join(f"{one.name} {format_shape(one.shape)}" for one in inputs) or "none"
-        raise OnnxFileError(
-            f"{file.subject}: got the inputs {shapes}, expected an image of three or four dimensions. Give a detector."
-        )
+    image = _image_input(file)
     rows = _rows(image)
     fixed = tuple(image.shape[axis] for axis in (rows, rows + 1))
     size = _size(file, image, fixed, asked)
@@ -97,10 +102,25 @@ def make_feed(file: OnnxFile, asked: tuple[int, int] | None) -> Feed:
     shape[rows], shape[rows + 1] = size
     batch = shape[0] if len(shape) == 4 else 1
     arrays = {image.name: _noise(tuple(shape), image.type)}
-    for one in inputs:
-        if one is not image:
+    for one in _needed_inputs(file):
+        if one != image:
             arrays[one.name] = _small(file, one, size, batch)
     return Feed(arrays, size, batch)
+
+
+def _needed_inputs(file: OnnxFile) -> list[ModelInput]:
+    return [one for one in model_inputs(file) if not one.has_default]
+
+
+def _image_input(file: OnnxFile) -> ModelInput:
+    inputs = _needed_inputs(file)
+    image = next((one for one in inputs if len(one.shape) in (3, 4)), None)
+    if image is None:
+        shapes = ", ".join(f"{one.name} {format_shape(one.shape)}" for one in inputs) or "none"
+        raise OnnxFileError(
+            f"{file.subject}: got the inputs {shapes}, expected an image of three or four dimensions. Give a detector."
+        )
+    return image
 
 
 def format_shape(shape: tuple[int | str | None, ...]) -> str:

@@ -34,17 +34,18 @@ def print_cost(cost: Cost, console: Console, *, depth: int) -> None:
 def print_average(average: Average, console: Console) -> None:
     """Print the mean over some images."""
     span = _range(round(average.macs), round(average.most_macs))
+    least, most = average.smallest, average.largest
     console.print(
         f"mean of {average.images} images in {average.shapes} input size{'' if average.shapes == 1 else 's'}: {span} "
-        f"MACs ({_size(average.smallest)}: {amount(average.smallest.macs)} … {_size(average.largest)}: "
-        f"{amount(average.largest.most_macs)}); the tables are of the largest",
+        f"MACs ({_size(least)}: {amount(least.macs / least.batch)} … {_size(most)}: "
+        f"{amount(most.most_macs / most.batch)}); the tables are of the largest",
         highlight=False,
     )
 
 
 def original_block(cost: Cost, average: Average | None = None) -> str:
-    """Return what ``get_flops`` of MMDetection 3.3 prints; its ``Flops`` are MACs."""
-    macs = round(average.most_macs) if average else cost.most_macs
+    """Return what ``get_flops`` of MMDetection 3.3 prints, of one image; its ``Flops`` are MACs."""
+    macs = round(average.most_macs if average else cost.most_macs / cost.batch)
     source = "dataloader: load a picture from the dataset" if average else "direct: randomly generate a picture"
     count = "with the most proposals and detections, " if cost.parts else ""
     return "\n".join(
@@ -107,8 +108,14 @@ def average_document(average: Average) -> dict[str, Any]:
         "shapes": average.shapes,
         "macs": average.macs,
         "most_macs": average.most_macs,
-        "smallest": {"input_size": list(average.smallest.input_size), "macs": average.smallest.macs},
-        "largest": {"input_size": list(average.largest.input_size), "most_macs": average.largest.most_macs},
+        "smallest": {
+            "input_size": list(average.smallest.input_size),
+            "macs": round(average.smallest.macs / average.smallest.batch),
+        },
+        "largest": {
+            "input_size": list(average.largest.input_size),
+            "most_macs": round(average.largest.most_macs / average.largest.batch),
+        },
     }
 
 
@@ -117,10 +124,11 @@ def _facts(cost: Cost) -> Table:
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
     batch = f", batch of {cost.batch}" if cost.batch != 1 else ""
+    per_image = f", {_range(cost.macs / cost.batch, cost.most_macs / cost.batch)} an image" if batch else ""
     rows = {
         "model": escape(cost.subject),
         "input": f"{_size(cost)} px (height × width){batch}",
-        "MACs": _range(cost.macs, cost.most_macs),
+        "MACs": f"{_range(cost.macs, cost.most_macs)}{per_image}",
         "FLOPs": f"{_range(2 * cost.macs, 2 * cost.most_macs)} (2 × MACs; nothing else is in them)",
     }
     for part in cost.parts:
@@ -194,7 +202,7 @@ def _uncounted(cost: Cost) -> Table:
     return table
 
 
-def _range(least: int, most: int) -> str:
+def _range(least: float, most: float) -> str:
     return amount(least) if least == most else f"{amount(least)} … {amount(most)}"
 
 
