@@ -229,6 +229,11 @@ def _weights_member(spec: Spec, checkpoint: Path) -> tuple[dict[str, bytes], Spe
     notes: list[str] = []
     source = Source(checkpoint.name, digest_file(checkpoint))
     if spec.runtime == "onnx":
+        if checkpoint.suffix != ".onnx":
+            raise SpecError(
+                f"runtime: got 'onnx' with the weights {checkpoint.name}, expected an .onnx file. Set runtime: torch, or "
+                "give the file that `detserve export` wrote."
+            )
         # An exported file tells which checkpoint it was made from.
         source = spec.source or source
         content = checkpoint.read_bytes()
