@@ -231,8 +231,8 @@ def _weights_member(spec: Spec, checkpoint: Path) -> tuple[dict[str, bytes], Spe
     if spec.runtime == "onnx":
         if checkpoint.suffix != ".onnx":
             raise SpecError(
-                f"runtime: got 'onnx' with the weights {checkpoint.name}, expected an .onnx file. Set runtime: torch, or "
-                "give the file that `detserve export` wrote."
+                f"runtime: got 'onnx' with the weights {checkpoint.name}, expected an .onnx file. Set runtime: torch, "
+                "or give the file that `detserve export` wrote."
             )
         # An exported file tells which checkpoint it was made from.
         source = spec.source or source
