@@ -156,7 +156,8 @@ class MachineTimes(NamedTuple):
     def busy_since(self, before: "MachineTimes") -> float | None:
         """Share of the cores' time that was used, 0 to 1."""
         whole = self._whole() - before._whole()
-        return (self.busy - before.busy) / whole if whole > 0 else None
+        # Both are sums of many counters: their quotient may be 1 by all but rounding.
+        return min(1.0, (self.busy - before.busy) / whole) if whole > 0 else None
 
     def stolen_since(self, before: "MachineTimes") -> float | None:
         """Share of the cores' time that the hypervisor took, 0 to 1."""
