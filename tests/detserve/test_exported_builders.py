@@ -27,7 +27,8 @@ CASES = [
     (builder, nms) for builder in sorted(OPTIONS) for nms in (("host", "graph") if builder in ONE_STAGE else ("graph",))
 ]
 
-pytestmark = pytest.mark.slow
+# The fixtures make detectors and export them: minutes on two busy cores.
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 
 
 @dataclass(frozen=True)

@@ -100,6 +100,7 @@ def wanted(builder: str) -> dict[str, bool]:
 
 @pytest.mark.server
 @pytest.mark.slow
+@pytest.mark.timeout(1500)  # the fixture makes four detectors, exports them and starts eight workers
 @pytest.mark.parametrize("place", range(4))
 def test_a_batch_of_eight_sizes_equals_eager_and_each_image_alone(served, shelf, images, reference, place):
     builder = served.builders[place]
@@ -125,6 +126,7 @@ def test_a_batch_of_eight_sizes_equals_eager_and_each_image_alone(served, shelf,
 
 @pytest.mark.server
 @pytest.mark.slow
+@pytest.mark.timeout(1500)  # the fixture makes four detectors, exports them and starts eight workers
 @pytest.mark.parametrize("place", range(4))
 def test_exported_it_equals_itself_in_process_and_eager(served, shelf, images, reference, place):
     builder = served.builders[place]
