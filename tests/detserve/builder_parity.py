@@ -18,7 +18,7 @@ class Worst:
 
     ``mask_iou`` is over the masks that both sides put at the same pixels; ``moved_masks`` counts the others:
     torchvision pastes a mask into its box enlarged and cut to whole pixels, so that a box moved by a ten-thousandth of
-    a pixel may move its whole mask by one.
+    a pixel may move its whole mask by one. ``every_mask_iou`` is over all of them.
     """
 
     box_px: float
@@ -28,6 +28,7 @@ class Worst:
     unmatched: int
     flips: int
     moved_masks: int
+    every_mask_iou: float
 
 
 def spec_of(detector: RandomDetector, name: str, folder: Path, **serving: object) -> Spec:
@@ -70,6 +71,7 @@ def worst(reference: list[Detections], found: list[Detections], threshold: float
         unmatched=sum(len(one.unmatched_eager) + len(one.unmatched_served) for one in comparisons),
         flips=sum(not pair.same_label for pair in pairs),
         moved_masks=sum(not in_place for _, in_place in masks),
+        every_mask_iou=min((iou for iou, _ in masks), default=1.0),
     )
 
 
