@@ -76,6 +76,8 @@ class Detector:
     def __init__(self, artefact: Artefact, device: torch.device) -> None:
         self.artefact = artefact
         self.spec = artefact.spec
+        if self.spec.serving.threads:  # also for preprocessing and decoding, which are torch's whatever the runtime
+            torch.set_num_threads(self.spec.serving.threads)
         self.family = load_family(self.spec)
         self.runtime = load_runtime(self.spec, self.family, artefact.weights, device)
         self._gpu_jpeg = self._chooses_gpu_jpeg()

@@ -154,6 +154,7 @@ class Spec:
         num_classes: the builder's ``num_classes``; None takes it from the checkpoint.
         norm_eps: epsilon of frozen batch norms (0.0 when training began from torchvision's COCO_V1); None leaves it.
         config: the framework's own configuration, relative to the spec (mmdet).
+        modules: files and packages of the user's own that ``config`` imports, relative to the spec (mmdet).
         weights: file with the weights, relative to the spec.
         golden_image: image whose eager detections are packed along and checked when the worker starts.
         preprocessing: for models without a transform of their own: ONNX files.
@@ -175,6 +176,7 @@ class Spec:
     num_classes: int | None = None
     norm_eps: float | None = None
     config: str = ""
+    modules: tuple[str, ...] = ()
     weights: str = ""
     golden_image: str = ""
     preprocessing: Preprocessing = field(default_factory=Preprocessing)
@@ -204,7 +206,7 @@ class Spec:
             "accuracy": Accuracy(**plain["accuracy"]) if plain.get("accuracy") else None,
             "source": Source(**plain["source"]) if plain.get("source") else None,
         }
-        plain = {key: item for key, item in plain.items() if key not in nested}
+        plain = _tuples({key: item for key, item in plain.items() if key not in nested})
         return cls(categories=categories, **plain, **nested)
 
 

@@ -41,6 +41,7 @@ from detserve.eager import EagerModel, eager_from_source
 from detserve.errors import ArchiveError, CheckpointError, DetserveError, SpecError
 from detserve.export.onnx_file import described_artefact, read_described, require_described
 from detserve.mar import MANIFEST_FILE, Member, check_archive, manifest_json, unpacked, write_mar
+from detserve.mmdet_source import code_in, mmdet_members
 from detserve.resolve import resolve_spec
 
 CONFIG_FILE = "model-config.yaml"
@@ -94,6 +95,7 @@ def build_archive(
     golden_image: Path | None = None,
     golden: tuple[str, Golden] | None = None,
     force: bool = False,
+    allow_code: bool = False,
     on_progress: Callable[[str], None] = lambda _: None,
 ) -> BuiltArchive:
     """Build an archive.
@@ -106,6 +108,7 @@ def build_archive(
         golden_image: image instead of the spec's; without either a generated scene is taken.
         golden: a golden image with its name and eager's detections, when they are known already.
         force: replace an existing archive.
+        allow_code: a config of MMDetection that is no literal is run, and what it imports is imported.
         on_progress: told what is being done.
 
     Raises:
@@ -116,7 +119,10 @@ def build_archive(
     checkpoint = checkpoint_path(spec, folder, weights)
     image = golden_image_of(spec, folder, golden_image)
     on_progress(f"reading {checkpoint}")
-    members, packed, notes = _weights_member(spec, checkpoint)
+    if spec.family == "mmdet":
+        members, packed, notes = mmdet_members(spec, folder, checkpoint, allow_code=allow_code)
+    else:
+        members, packed, notes = _weights_member(spec, checkpoint)
     if golden is None:
         if packed.runtime == "onnx" and packed.family == "torchvision":
             notes.append(
@@ -124,7 +130,9 @@ def build_archive(
                 "then proves the serving, not the export"
             )
         on_progress("eager inference on the golden image")
-        golden = golden_detections(eager_from_source(spec, checkpoint), image, packed.serving)
+        golden = golden_detections(
+            eager_from_source(spec, checkpoint, folder=folder, allow_code=allow_code), image, packed.serving
+        )
     found = len(golden[1].detections)
     if not found:
         notes.append(
@@ -145,10 +153,14 @@ def build_archive(
     return BuiltArchive(out, packed, written, found, tuple(notes))
 
 
-def verify_archive(path: Path) -> Verification:
+def verify_archive(path: Path, *, allow_code: bool = False) -> Verification:
     """Check every member's digest, and reproduce the golden detections by the installed worker code.
 
-    Nothing that the archive contains is executed.
+    Nothing that the archive contains is executed, unless that is allowed: a model of MMDetection may bring modules.
+
+    Args:
+        path: the `.mar`.
+        allow_code: let the model import what its config names; else its golden detections are not reproduced.
 
     Raises:
         ArchiveError: a member is at fault, or the artefact cannot be loaded.
@@ -157,7 +169,8 @@ def verify_archive(path: Path) -> Verification:
         members = check_archive(path)
         try:
             artefact = load_artefact(folder)
-            drift = _golden_drift(artefact)
+            code = [] if allow_code else code_in(artefact)
+            drift = "" if code else _golden_drift(artefact)
         except DetectorError as error:
             raise ArchiveError(f"archive {path.name}: {error}") from error
         except SafetensorError as error:
@@ -165,6 +178,11 @@ def verify_archive(path: Path) -> Verification:
                 f"archive {path.name}: the weights are no safetensors ({error}). Build it again."
             ) from error
         notes = []
+        if code:
+            notes.append(
+                f"the model imports {', '.join(code)}, so the golden detections were not reproduced; allow that with "
+                "--allow-code"
+            )
         if _code_members() != {
             name: (folder / name).read_bytes() for name in _code_members() if (folder / name).is_file()
         }:
@@ -172,7 +190,7 @@ def verify_archive(path: Path) -> Verification:
                 "the archive's worker code is not that of this detserve: the golden detections were reproduced by the "
                 "installed one"
             )
-        golden = None if artefact.golden is None else len(artefact.golden.detections)
+        golden = None if artefact.golden is None or code else len(artefact.golden.detections)
         return Verification(artefact.spec, members, golden, drift, tuple(notes))
 
 

@@ -11,6 +11,7 @@ from typing import Protocol
 
 from dethandlers.artefact import load_artefact
 from dethandlers.detections import Category, Detections
+from dethandlers.mmdet_model import MODULES_FOLDER
 from dethandlers.spec import Spec
 
 from detserve.checkpoint import load_state_dict
@@ -21,6 +22,7 @@ from detserve.eager_torchvision import TorchvisionEager as TorchvisionEager
 from detserve.errors import CheckpointError, DetserveError, SpecError
 from detserve.export.onnx_file import require_described
 from detserve.mar import unpacked
+from detserve.mmdet_source import config_path, module_folders
 from detserve.model_store import archive_path, spec_path
 from detserve.resolve import resolve_spec
 from detserve.spec import load_spec
@@ -47,6 +49,7 @@ def load_eager(
     spec: Path | None = None,
     weights: Path | None = None,
     device: str = "cpu",
+    allow_code: bool = False,
 ) -> EagerModel:
     """Find a model's source and load it.
 
@@ -59,6 +62,7 @@ def load_eager(
         spec: a spec instead of the model store's.
         weights: a checkpoint instead of the spec's.
         device: where torch runs it.
+        allow_code: a config of MMDetection that is no literal is run, and what it imports is imported.
 
     Raises:
         DetserveError: no source is found, or it cannot be loaded.
@@ -74,7 +78,7 @@ def load_eager(
         described = load_spec(spec)
         checkpoint = weights or spec.parent / (described.weights or "-")
         if checkpoint.is_file():
-            return eager_from_source(described, checkpoint, device=device)
+            return eager_from_source(described, checkpoint, folder=spec.parent, device=device, allow_code=allow_code)
         if weights is not None or path.suffix in (".yaml", ".yml"):
             raise CheckpointError(f"weights: got {checkpoint}, which is no file. Give the checkpoint with --weights.")
     archive = path if path.suffix == ".mar" else archive_path(model_store, str(model))
@@ -84,22 +88,33 @@ def load_eager(
             "Give the source with --spec and --weights, or the model store with --model-store."
         )
     if weights is not None:
-        return _eager_as_archived(archive, weights, device=device)
-    return eager_from_archive(archive, device=device)
+        return _eager_as_archived(archive, weights, device=device, allow_code=allow_code)
+    return eager_from_archive(archive, device=device, allow_code=allow_code)
 
 
-def _eager_as_archived(archive: Path, checkpoint: Path, *, device: str) -> EagerModel:
+def _eager_as_archived(archive: Path, checkpoint: Path, *, device: str, allow_code: bool) -> EagerModel:
     """Load a checkpoint as the model that an archive describes."""
     with unpacked(archive) as folder:
         spec = load_artefact(folder).spec
+        if spec.family == "mmdet":
+            return eager_from_source(spec, checkpoint, folder=folder, device=device, allow_code=allow_code)
     if spec.family == "torchvision" and spec.runtime == "onnx" and checkpoint.suffix != ".onnx":
         # The file was exported from a checkpoint, and its spec still tells the builder.
         spec = replace(spec, runtime="torch")
     return eager_from_source(spec, checkpoint, device=device)
 
 
-def eager_from_source(spec: Spec, checkpoint: Path, *, device: str = "cpu") -> EagerModel:
+def eager_from_source(
+    spec: Spec, checkpoint: Path, *, folder: Path = Path(), device: str = "cpu", allow_code: bool = False
+) -> EagerModel:
     """Load the reference from a spec and its checkpoint.
+
+    Args:
+        spec: of the model.
+        checkpoint: its weights.
+        folder: what the spec's other paths are relative to.
+        device: where torch runs it.
+        allow_code: as for `load_eager`.
 
     Raises:
         DetserveError: the checkpoint cannot be read or does not fit.
@@ -107,6 +122,17 @@ def eager_from_source(spec: Spec, checkpoint: Path, *, device: str = "cpu") -> E
     if spec.family == "torchvision" and spec.runtime == "torch":
         state = load_state_dict(checkpoint)
         return TorchvisionEager(resolve_spec(spec, state), state, source=f"{checkpoint}", device=device)
+    if spec.family == "mmdet":
+        from detserve.eager_mmdet import load_mmdet
+
+        return load_mmdet(
+            config_path(spec, folder),
+            checkpoint,
+            categories=spec.categories,
+            device=device,
+            allow_code=allow_code,
+            modules=[*module_folders(spec, folder), folder / MODULES_FOLDER],
+        )
     return _onnx_reference(resolve_spec(spec, None), checkpoint, source=f"{checkpoint}")
 
 
@@ -116,13 +142,19 @@ def eager_from_file(path: Path) -> EagerModel:
     return _onnx_reference(described.spec, path, source=f"{path.name} itself (its source checkpoint is not inside)")
 
 
-def eager_from_archive(archive: Path, *, device: str = "cpu") -> EagerModel:
+def eager_from_archive(archive: Path, *, device: str = "cpu", allow_code: bool = False) -> EagerModel:
     """Load the reference from the weights that an archive carries."""
     with unpacked(archive) as folder:
         artefact = load_artefact(folder)
         source = f"the weights inside {archive.name} (its source checkpoint was not found)"
         if artefact.spec.family == "torchvision" and artefact.spec.runtime == "torch":
             return TorchvisionEager(artefact.spec, load_state_dict(artefact.weights), source=source, device=device)
+        if artefact.spec.family == "mmdet":
+            made = eager_from_source(
+                artefact.spec, artefact.weights, folder=folder, device=device, allow_code=allow_code
+            )
+            made.source = made.source.replace(str(artefact.weights), source)
+            return made
         return _onnx_reference(artefact.spec, artefact.weights, source=source)
 
 

@@ -62,6 +62,8 @@ def parse_spec(value: dict[str, Any], *, where: str, folder: Path) -> Spec:
     filled = dict(value)
     if isinstance(filled.get("categories"), str):
         filled["categories"] = [vars(category) for category in read_categories(folder / filled["categories"])]
+    elif "categories" not in filled and filled.get("family") == "mmdet":
+        filled["categories"] = _mmdet_categories(filled, where, folder)
     if "categories" in filled:
         filled["categories"] = complete_categories(filled["categories"], where=where)
     try:
@@ -75,6 +77,16 @@ def parse_spec(value: dict[str, Any], *, where: str, folder: Path) -> Spec:
         ) from error
     _check(spec, where)
     return spec
+
+
+def _mmdet_categories(value: dict[str, Any], where: str, folder: Path) -> list[dict[str, Any]]:
+    """The classes that the checkpoint or the config names."""
+    from detserve.mmdet_source import mmdet_spec_categories
+
+    for key in ("config", "weights"):
+        if not isinstance(value.get(key), str):
+            raise SpecError(f"{where}: {key}: missing, so the categories are not known. Add it, or the categories.")
+    return [vars(one) for one in mmdet_spec_categories(folder / value["config"], folder / value["weights"])]
 
 
 def override_spec(spec: Spec, changes: dict[str, Any], *, where: str) -> Spec:
@@ -137,6 +149,8 @@ def _check(spec: Spec, where: str) -> None:
         raise SpecError(f"{where}: name: got {spec.name!r}, expected letters, digits, '_', '-' and '.' only.")
     if not VERSION_PATTERN.fullmatch(spec.version):
         raise SpecError(f"{where}: version: got {spec.version!r}, expected numbers with dots, such as 1.0.")
+    if spec.family == "mmdet" and not spec.config:
+        raise SpecError(f"{where}: config: missing, expected the path of MMDetection's config. Add it.")
     if spec.family not in FAMILIES:
         raise SpecError(f"{where}: family: got {spec.family!r}, expected one of {', '.join(sorted(FAMILIES))}.")
     for key in ("id", "name"):

@@ -161,7 +161,7 @@ def test_what_would_run_code_is_refused(retina):
         MmdetEager(evil, checkpoint, source="a.pth")
     with pytest.raises(ConfigError, match="custom_imports"):
         MmdetEager(values | {"custom_imports": {"imports": ["json"]}}, checkpoint, source="a.pth")
-    MmdetEager(values | {"custom_imports": {"imports": ["json"]}}, checkpoint, source="a.pth", custom_imports=True)
+    MmdetEager(values | {"custom_imports": {"imports": ["json"]}}, checkpoint, source="a.pth", allow_code=True)
     with pytest.raises(ConfigError, match="default_scope 'antigravity'"):
         MmdetEager(values | {"default_scope": "antigravity"}, checkpoint, source="a.pth")
 

@@ -15,6 +15,7 @@ from detserve.archive import build_archive
 from detserve.errors import DetserveError
 from detserve.export.onnx_file import described_artefact
 from detserve.mar import unpacked
+from detserve.mmdet_source import code_in
 from detserve.model_store import find_archive
 from detserve.spec import load_spec
 
@@ -33,6 +34,7 @@ def open_detector(
     weights: Path | None = None,
     device: str = "cpu",
     threads: int | None = None,
+    allow_code: bool = False,
     on_progress: Callable[[str], None] = lambda _: None,
 ) -> Iterator[Detector]:
     """Load an archive or an exported file; a spec is packed into an archive first, in a temporary folder.
@@ -43,6 +45,7 @@ def open_detector(
         weights: a checkpoint instead of the spec's.
         device: ``cpu``, ``cuda`` or ``cuda:N``.
         threads: of the forward pass; None leaves the archive's.
+        allow_code: a model of MMDetection may import what its config names.
         on_progress: told what is being done.
 
     Raises:
@@ -57,6 +60,7 @@ def open_detector(
             weights=weights,
             device=device,
             threads=threads,
+            allow_code=allow_code,
             on_progress=on_progress,
         ) as detector:
             yield detector
@@ -71,8 +75,19 @@ def open_detector(
             yield detector
         return
     archive = find_archive(model, model_store)
-    with unpacked(archive) as folder, _loaded(lambda: load_artefact(folder), archive.name, where, threads) as detector:
-        yield detector
+    with unpacked(archive) as folder:
+        try:
+            artefact = load_artefact(folder)
+        except DetectorError as error:
+            raise LocalDetectorError(f"{archive.name} cannot be loaded here: {error}") from error
+        code = [] if allow_code else code_in(artefact)
+        if code:
+            raise LocalDetectorError(
+                f"{archive.name}: its model imports {', '.join(code)}, which would run here. Allow it with "
+                "--allow-code if you trust whoever built the archive."
+            )
+        with _loaded(lambda: artefact, archive.name, where, threads) as detector:
+            yield detector
 
 
 @contextmanager
@@ -83,6 +98,7 @@ def open_source(
     weights: Path | None = None,
     device: str = "cpu",
     threads: int | None = None,
+    allow_code: bool = False,
     on_progress: Callable[[str], None] = lambda _: None,
 ) -> Iterator[Detector]:
     """Pack a spec in a temporary folder, and load what was packed.
@@ -91,7 +107,7 @@ def open_source(
         spec: of the model.
         folder: what its paths are relative to.
         weights: a checkpoint instead of the spec's.
-        device, threads, on_progress: as for ``open_detector``.
+        device, threads, allow_code, on_progress: as for ``open_detector``.
 
     Raises:
         DetserveError: it cannot be built or loaded here.
@@ -99,7 +115,7 @@ def open_source(
     where = torch_device(device)
     with tempfile.TemporaryDirectory(prefix="detserve-") as place:
         out = Path(place) / f"{spec.name}.mar"
-        build_archive(spec, folder=folder, out=out, weights=weights, on_progress=on_progress)
+        build_archive(spec, folder=folder, out=out, weights=weights, allow_code=allow_code, on_progress=on_progress)
         with unpacked(out) as files, _loaded(lambda: load_artefact(files), out.name, where, threads) as detector:
             yield detector
 

@@ -1,4 +1,4 @@
-"""What a command packs or exports: a spec, a torchvision checkpoint, or an exported file."""
+"""What a command packs or exports: a spec, a torchvision checkpoint, MMDetection's config and checkpoint, or a file."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ class ModelSource:
         spec: with the command line's changes.
         folder: what its paths are relative to.
         weights: checkpoint or ONNX file instead of the spec's; None for the spec's own.
+        allow_code: whether a config of MMDetection may be run, and what it imports.
         golden: golden image and eager's detections, of an exported file.
         described_here: whether there is no spec but the command line.
     """
@@ -35,6 +36,7 @@ class ModelSource:
     weights: Path | None
     golden: tuple[str, Golden] | None
     described_here: bool
+    allow_code: bool = False
 
 
 def add_model_arguments(parser: argparse.ArgumentParser, *, takes: str) -> None:
@@ -45,6 +47,9 @@ def add_model_arguments(parser: argparse.ArgumentParser, *, takes: str) -> None:
         takes: the positional's metavar.
     """
     parser.add_argument("spec", nargs="?", type=Path, metavar=takes, help="what describes the model")
+    parser.add_argument(
+        "checkpoint", nargs="?", type=Path, metavar="CHECKPOINT.pth", help="its weights, after MMDetection's CONFIG.py"
+    )
     parser.add_argument("--torchvision", metavar="BUILDER", help="no spec: a builder of torchvision.models.detection")
     parser.add_argument("--weights", type=Path, metavar="FILE", help="checkpoint (.pth, .safetensors, .onnx)")
     parser.add_argument("--categories", type=Path, metavar="COCO.json", help="annotation file that names the classes")
@@ -66,6 +71,19 @@ def add_model_arguments(parser: argparse.ArgumentParser, *, takes: str) -> None:
         metavar="KEY=VALUE",
         help="one of the spec's serving settings (score_threshold=0.3, precision=fp16); repeatable",
     )
+    parser.add_argument(
+        "--module",
+        action="append",
+        default=[],
+        type=Path,
+        metavar="PATH",
+        help="file or package of your own that MMDetection's config imports (custom_imports); packed along; repeatable",
+    )
+    parser.add_argument(
+        "--allow-code",
+        action="store_true",
+        help="run a config of MMDetection that is more than a literal, and import its custom_imports",
+    )
     parser.add_argument("--golden-image", type=Path, metavar="IMAGE", help="image for the golden check")
 
 
@@ -75,6 +93,12 @@ def read_source(args: argparse.Namespace) -> ModelSource:
     Raises:
         DetserveError: nothing, or two things at once, or something that cannot be read.
     """
+    config = args.spec if args.spec is not None and args.spec.suffix == ".py" else None
+    if config is not None and args.torchvision is None:
+        return _mmdet_source(args, config)
+    for given, option in ((args.checkpoint, str(args.checkpoint)), (args.module, "--module")):
+        if given:
+            raise DetserveError(f"got {option} without a config of MMDetection. Give CONFIG.py CHECKPOINT.pth.")
     if (args.spec is None) == (args.torchvision is None):
         raise DetserveError("give either SPEC.yaml or --torchvision BUILDER; `archive` also takes a file of `export`.")
     if args.torchvision is not None:
@@ -87,7 +111,7 @@ def read_source(args: argparse.Namespace) -> ModelSource:
     if args.spec is not None and args.spec.suffix in _CHECKPOINTS:
         raise SpecError(
             f"got the checkpoint {args.spec.name}, expected what describes it: a spec, or --torchvision BUILDER "
-            f"--weights {args.spec.name} --categories COCO.json."
+            f"--weights {args.spec.name} --categories COCO.json, or MMDetection's CONFIG.py {args.spec.name}."
         )
     changes = _changes(args)
     if args.spec is None:
@@ -97,7 +121,7 @@ def read_source(args: argparse.Namespace) -> ModelSource:
         return ModelSource(spec, Path(), args.weights, None, described_here=True)
     if args.spec.suffix != ".onnx":
         spec = override_spec(load_spec(args.spec), changes, where="command line")
-        return ModelSource(spec, args.spec.parent, args.weights, None, described_here=False)
+        return ModelSource(spec, args.spec.parent, args.weights, None, described_here=False, allow_code=args.allow_code)
     held = {
         "--weights": args.weights,
         "--categories": args.categories,
@@ -115,6 +139,33 @@ def read_source(args: argparse.Namespace) -> ModelSource:
     spec = override_spec(described.spec, changes, where="command line")
     golden = described.golden if args.golden_image is None else None
     return ModelSource(spec, args.spec.parent, args.spec, golden, described_here=False)
+
+
+def _mmdet_source(args: argparse.Namespace, config: Path) -> ModelSource:
+    """Describe MMDetection's config and checkpoint; their classes are the map unless --categories says otherwise."""
+    from detserve.mmdet_checkpoint import read_checkpoint
+    from detserve.mmdet_config import read_config
+    from detserve.mmdet_source import found_categories
+    from detserve.spec import parse_spec
+
+    checkpoint = args.checkpoint or args.weights
+    if checkpoint is None:
+        raise DetserveError(f"got {config} alone, expected its checkpoint too: CONFIG.py CHECKPOINT.pth.")
+    held = {"--num-classes": args.num_classes, "--norm-eps": args.norm_eps, "--builder-option": args.builder_option}
+    given = next((name for name, value in held.items() if value), None)
+    if given or (args.checkpoint and args.weights):
+        raise SpecError(f"{given or '--weights'}: got it with {config.name}, which tells that itself. Leave it out.")
+    values = read_config(config, allow_code=args.allow_code)
+    base: dict[str, Any] = {"name": checkpoint.stem, "family": "mmdet", "config": str(config)}
+    if args.categories is not None:
+        base["categories"] = str(args.categories.resolve())
+    else:
+        base["categories"] = [vars(one) for one in found_categories(values, read_checkpoint(checkpoint))]
+    if args.module:
+        base["modules"] = [str(path) for path in args.module]
+    changes = {key: value for key, value in _changes(args).items() if key != "categories"}
+    spec = parse_spec({**base, **changes}, where="command line", folder=Path())
+    return ModelSource(spec, Path(), checkpoint, None, described_here=True, allow_code=args.allow_code)
 
 
 def require_free_spec(source: ModelSource, path: Path, *, force: bool) -> None:
@@ -135,9 +186,17 @@ def write_spec(source: ModelSource, golden_image: Path | None, path: Path) -> No
     """
     from detserve.spec import dump_spec
 
-    weights = "" if source.weights is None else str(source.weights.resolve())
-    golden = "" if golden_image is None else str(golden_image.resolve())
-    dump_spec(replace(source.spec, weights=weights, golden_image=golden), path)
+    def absolute(name: str | Path | None) -> str:
+        return str((source.folder / name).resolve()) if name else ""
+
+    spec = replace(
+        source.spec,
+        weights=absolute(source.weights),
+        golden_image=absolute(golden_image),
+        config=absolute(source.spec.config),
+        modules=tuple(absolute(name) for name in source.spec.modules),
+    )
+    dump_spec(spec, path)
 
 
 def _changes(args: argparse.Namespace) -> dict[str, Any]:

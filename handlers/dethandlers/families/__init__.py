@@ -18,6 +18,7 @@ from dethandlers.spec import Spec
 
 FAMILIES: dict[str, str] = {
     "fastestdet": "dethandlers.families.fastestdet:FastestdetFamily",
+    "mmdet": "dethandlers.families.mmdet:MmdetFamily",
     "torchvision": "dethandlers.families.torchvision_detection:TorchvisionFamily",
     "ultraface": "dethandlers.families.ultraface:UltrafaceFamily",
     "yolox": "dethandlers.families.yolox:YoloxFamily",

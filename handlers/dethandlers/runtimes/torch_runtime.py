@@ -31,8 +31,6 @@ class TorchRuntime:
         if serving.deterministic:
             torch.backends.cudnn.benchmark = False
             torch.backends.cudnn.deterministic = True
-        if serving.threads:
-            torch.set_num_threads(serving.threads)
         self._module = family.build(weights).to(device)
         self._module = self._module.to(memory_format=self._layout)
 

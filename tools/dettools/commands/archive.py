@@ -1,4 +1,4 @@
-"""``detserve archive``: pack a spec, a torchvision checkpoint or an exported ONNX file into a `.mar`."""
+"""``detserve archive``: pack a spec, a checkpoint of torchvision or MMDetection, or an exported file into a `.mar`."""
 
 from __future__ import annotations
 
@@ -18,11 +18,12 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser = subparsers.add_parser(
         "archive",
         help="pack a detector into a .mar that TorchServe serves",
-        description="Pack a spec, a torchvision checkpoint or a file of `detserve export` into MODEL_STORE/NAME.mar. "
+        description="Pack a spec, a torchvision checkpoint, MMDetection's config and checkpoint, or a file of "
+        "`detserve export` into MODEL_STORE/NAME.mar. "
         "An exported file holds all that is needed. A checkpoint is read without executing anything in it; nothing is "
         "written unless the packed model reproduces eager inference on the golden image.",
     )
-    add_model_arguments(parser, takes="SPEC.yaml|FILE.onnx")
+    add_model_arguments(parser, takes="SPEC.yaml|CONFIG.py|FILE.onnx")
     parser.add_argument("--out", type=Path, metavar="FILE.mar", help="default: MODEL_STORE/NAME.mar")
     parser.add_argument("--model-store", type=Path, metavar="DIR", help="default: $DETSERVE_MODEL_STORE or model_store")
     parser.add_argument("-f", "--force", action="store_true", help="replace an archive that exists")
@@ -48,6 +49,7 @@ def run(args: argparse.Namespace) -> int:
         golden_image=args.golden_image,
         golden=source.golden,
         force=args.force,
+        allow_code=source.allow_code,
         on_progress=lambda step: print(f"archive: {step}", file=sys.stderr),
     )
     written: Path | None = None
