@@ -36,6 +36,8 @@ KNOWS_TORCHSERVE = {
     "detserve": (
         "archive.py",
         "mar.py",
+        # What MMDetection's script wrote, and nothing writes any more.
+        "mmdet_archive.py",
         "server/",
         "client.py",
         "client_errors.py",

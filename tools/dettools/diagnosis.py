@@ -277,10 +277,11 @@ def _archives(model_store: Path) -> Iterator[Finding]:
     if not archives:
         yield Finding("model store", "warn", f"{model_store} holds no archive", "Build one: detserve archive SPEC.yaml")
     for path in archives:
-        yield _archive(path)
+        yield diagnose_archive(path)
 
 
-def _archive(path: Path) -> Finding:
+def diagnose_archive(path: Path) -> Finding:
+    """Look at one archive; never raises for what it finds."""
     try:
         members = {member.name for member in check_archive(path)}
         manifest = read_json_member(path, MANIFEST_FILE)
@@ -296,7 +297,8 @@ def _archive(path: Path) -> Finding:
             "fail",
             f"its configFile is {config}, which TorchServe reads as YAML: its workers never start (the script "
             "mmdet2torchserve.py writes such archives)",
-            "Build it again with `detserve archive`.",
+            f"`detserve doctor {path}` says what else is wrong with it, and repairs nothing; "
+            f"`detserve archive {path} --out NEW.mar` does.",
         )
     missing = [
         name for name in (model.get("handler"), model.get("serializedFile"), config) if name and name not in members

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import argparse
 
+    from dettools.diagnosis import Finding
+
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the command's arguments."""
@@ -16,8 +18,11 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "doctor",
         help="find what keeps a server from starting, with the remedy",
         description="Look at Python, torch, CUDA, TorchServe, Java, onnxruntime, ports, token, disk and the archives "
-        "of the model store. Exit code 0: nothing fails; 1: something does.",
+        "of the model store; or at the archives that are named, alone. Of an archive that MMDetection's "
+        "mmdet2torchserve.py wrote, everything that is wrong is told, and the command that repairs it; nothing in it "
+        "is run. Exit code 0: nothing fails; 1: something does.",
     )
+    parser.add_argument("archives", nargs="*", type=Path, metavar="FILE.mar", help="look at these alone")
     parser.add_argument("--instance", metavar="NAME", help="default: $DETSERVE_INSTANCE or default")
     parser.add_argument("--model-store", type=Path, metavar="DIR", help="default: $DETSERVE_MODEL_STORE or model_store")
     parser.add_argument("--json", action="store_true", help="print one JSON document as the last line")
@@ -34,7 +39,10 @@ def run(args: argparse.Namespace) -> int:
 
     from dettools.diagnosis import diagnose
 
-    findings = diagnose(Instance.named(args.instance), args.model_store or default_model_store())
+    if args.archives:
+        findings = [finding for path in args.archives for finding in _of_archive(path)]
+    else:
+        findings = diagnose(Instance.named(args.instance), args.model_store or default_model_store())
     failed = [finding for finding in findings if finding.state == "fail"]
     if args.json:
         print(json.dumps({"ok": not failed, "findings": [vars(finding) for finding in findings]}))
@@ -49,3 +57,12 @@ def run(args: argparse.Namespace) -> int:
         table.add_row(Text(finding.state, style=colours[finding.state]), Text(finding.subject), Text(text))
     Console().print(table)
     return 1 if failed else 0
+
+
+def _of_archive(path: Path) -> list[Finding]:
+    from detserve.mmdet_archive import is_original
+
+    from dettools.diagnosis import diagnose_archive
+    from dettools.original_archive import diagnose_original
+
+    return diagnose_original(path) if is_original(path) else [diagnose_archive(path)]
