@@ -9,9 +9,9 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 OUT ?= out/demo
 READY := $(VENV)/.detserve-ready
-EXTRAS ?= onnx,dev
+EXTRAS ?= onnx,mmdet,dev
 
-.PHONY: ceiling help env demo serve test lint pytest gpu peers runtimes clean
+.PHONY: ceiling help env demo serve test lint pytest nightly gpu peers runtimes clean
 .DEFAULT_GOAL := help
 
 help:  ## show this list
@@ -41,6 +41,9 @@ lint: $(READY)  ## ruff, ruff format and mypy strict on the three packages
 
 pytest: $(READY)  ## the tests
 	$(BIN)/pytest
+
+nightly: $(READY)  ## the tests that are too slow for every change
+	$(BIN)/pytest -m nightly
 
 gpu: $(READY)  ## the tests that need a CUDA device
 	$(BIN)/pytest -m gpu
