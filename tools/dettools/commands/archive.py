@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dettools.archive_repair import original_unpacked
 from dettools.model_source import add_model_arguments, read_source, require_free_spec, write_spec
 
 if TYPE_CHECKING:
@@ -18,12 +19,12 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser = subparsers.add_parser(
         "archive",
         help="pack a detector into a .mar that TorchServe serves",
-        description="Pack a spec, a torchvision checkpoint, MMDetection's config and checkpoint, or a file of "
-        "`detserve export` into MODEL_STORE/NAME.mar. "
+        description="Pack a spec, a torchvision checkpoint, MMDetection's config and checkpoint, a file of "
+        "`detserve export`, or what is in an archive of MMDetection's own script into MODEL_STORE/NAME.mar. "
         "An exported file holds all that is needed. A checkpoint is read without executing anything in it; nothing is "
         "written unless the packed model reproduces eager inference on the golden image.",
     )
-    add_model_arguments(parser, takes="SPEC.yaml|CONFIG.py|FILE.onnx")
+    add_model_arguments(parser, takes="SPEC.yaml|CONFIG.py|FILE.onnx|OLD.mar")
     parser.add_argument("--out", type=Path, metavar="FILE.mar", help="default: MODEL_STORE/NAME.mar")
     parser.add_argument("--model-store", type=Path, metavar="DIR", help="default: $DETSERVE_MODEL_STORE or model_store")
     parser.add_argument("-f", "--force", action="store_true", help="replace an archive that exists")
@@ -33,12 +34,19 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def run(args: argparse.Namespace) -> int:
     """Build the archive; return the exit code."""
+    from detserve.model_store import default_model_store
+
+    store: Path = args.model_store or default_model_store()
+    with original_unpacked(args, store) as notes:
+        return _build(args, store, notes)
+
+
+def _build(args: argparse.Namespace, store: Path, notes: tuple[str, ...]) -> int:
     from detserve.archive import build_archive
-    from detserve.model_store import archive_path, default_model_store, spec_path
+    from detserve.model_store import archive_path, spec_path
 
     source = read_source(args)
     spec = source.spec
-    store: Path = args.model_store or default_model_store()
     out: Path = args.out or archive_path(store, spec.name)
     require_free_spec(source, spec_path(store, spec.name), force=args.force)
     built = build_archive(
@@ -58,7 +66,8 @@ def run(args: argparse.Namespace) -> int:
         written = spec_path(store, spec.name)
         write_spec(source, args.golden_image, written)
     size = out.stat().st_size
-    for note in built.notes:
+    notes += built.notes
+    for note in notes:
         print(f"archive: note: {note}", file=sys.stderr)
     print(
         f"{out}: {spec.name} {spec.version}, {spec.builder or spec.family}, {len(spec.categories)} classes, "
@@ -75,7 +84,7 @@ def run(args: argparse.Namespace) -> int:
             "golden_detections": built.golden_detections,
             "source_sha256": built.spec.source.sha256 if built.spec.source else None,
             "spec": None if written is None else str(written),
-            "notes": list(built.notes),
+            "notes": list(notes),
         }
         print(json.dumps(document))
     return 0
