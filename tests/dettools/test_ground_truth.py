@@ -175,6 +175,19 @@ def test_restricted_to_some_images():
         truth.restricted_to([1, 2, 3])
 
 
+def test_restricted_to_some_categories():
+    document, _ = scenes(0)
+    truth = checked(document)
+    first = truth.categories[0]
+    some = truth.with_categories({first.name, "of no category"})
+    assert some.categories == (first,)
+    assert {one["category_id"] for one in some.annotations} == {first.id}
+    assert some.objects == truth.objects_per_category[first.id]
+    assert some.images == truth.images
+    with pytest.raises(GroundTruthError, match=r"has no category of the names 'a', 'b'$"):
+        truth.with_categories({"b", "a"})
+
+
 @pytest.mark.shared_data
 def test_real_annotations(shared_data):
     truth = load_ground_truth(shared_data / "eval" / "instances_val2014_100.json")

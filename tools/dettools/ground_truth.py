@@ -151,6 +151,23 @@ class GroundTruth:
         images = tuple(image for image in self.images if image.id in wanted)
         return replace(self, document=document, images=images)
 
+    def with_categories(self, names: Collection[str]) -> "GroundTruth":
+        """Return the same with the categories of these names only; all images stay.
+
+        Raises:
+            GroundTruthError: there is none of these names.
+        """
+        kept = tuple(category for category in self.categories if category.name in names)
+        if not kept:
+            raise GroundTruthError(f"{self.path} has no category of the names {_some(sorted(names))}")
+        ids = {category.id for category in kept}
+        document = {
+            **self.document,
+            "categories": [category for category in self.document["categories"] if category["id"] in ids],
+            "annotations": [one for one in self.annotations if one["category_id"] in ids],
+        }
+        return replace(self, document=document, categories=kept)
+
 
 def load_ground_truth(path: Path) -> GroundTruth:
     """Read, check and repair a COCO annotation file.

@@ -22,6 +22,7 @@ _EPILOG = """\
   detserve evaluate shapes --images val/ --annotations val.json --out eval/        through the endpoint
   detserve evaluate shapes --images val/ --annotations val.json --against eager    as accurate as what was trained?
   detserve evaluate model.yaml --images val/ --annotations val.json                in this process, no server
+  detserve evaluate nano --config yolox_nano.py         the data set that the config tests on
   detserve evaluate model.onnx --images val/ --annotations val.json --against eager --spec model.yaml
                                                         is the exported file as accurate as the checkpoint?
 
@@ -46,8 +47,13 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "model",
         help="name of the served model; or a .yaml spec, a .mar archive or an exported .onnx, run in this process",
     )
-    parser.add_argument("--images", type=Path, required=True, metavar="DIR", help="folder with the images")
-    parser.add_argument("--annotations", type=Path, required=True, metavar="FILE", help="COCO annotation file")
+    parser.add_argument("--images", type=Path, metavar="DIR", help="folder with the images (default: --config's)")
+    parser.add_argument("--annotations", type=Path, metavar="FILE", help="COCO annotation file (default: --config's)")
+    data = parser.add_argument_group("the data set of an MMDetection config")
+    data.add_argument("--config", type=Path, metavar="CONFIG.py", help="take the data set from there; it is not run")
+    data.add_argument("--split", choices=("test", "val", "train"), default="test", help="default: %(default)s")
+    data.add_argument("--dataset", type=int, metavar="N", help="which one, from 1, where the config joins several")
+    data.add_argument("--allow-code", action="store_true", help="run a config that is more than a literal")
     parser.add_argument(
         "--out", type=Path, metavar="DIR",
         help="results.json, metrics.json, report.html and the journal to go on from (default: out/evaluate/MODEL)",
@@ -139,11 +145,13 @@ def _request(args: argparse.Namespace) -> Request:
     from dettools.evaluation.run import Request
     from dettools.evaluation.stream import RetryPolicy
 
+    images, annotations, classes = _data(args)
     local = args.model.endswith((".yaml", ".yml", ".mar", ".onnx"))
     return Request(
         model=args.model,
-        images=args.images,
-        annotations=args.annotations,
+        images=images,
+        annotations=annotations,
+        classes=classes,
         out=args.out or Path("out") / "evaluate" / Path(args.model).name,
         endpoint=None if local else Endpoint.of(args),
         model_store=args.model_store or default_model_store(),
@@ -166,3 +174,32 @@ def _request(args: argparse.Namespace) -> Request:
         weights=args.weights,
         device=args.device,
     )
+
+
+def _data(args: argparse.Namespace) -> tuple[Path, Path, tuple[str, ...]]:
+    """Return the folder of images, the annotation file, and the classes that it is restricted to."""
+    from detserve.errors import DetserveError
+
+    if args.config is None:
+        missing = [f"--{name}" for name in ("images", "annotations") if getattr(args, name) is None]
+        if missing:
+            raise DetserveError(
+                f"got no {' and no '.join(missing)}, expected a data set. Give --images and --annotations, or --config "
+                "with MMDetection's config."
+            )
+        return args.images, args.annotations, ()
+
+    from detserve.mmdet_dataset import read_dataset
+
+    found = read_dataset(
+        args.config,
+        split=args.split,
+        number=args.dataset,
+        annotations=args.annotations,
+        images=args.images,
+        allow_code=args.allow_code,
+    )
+    for note in found.notes:
+        print(f"evaluate: note: {note}", file=sys.stderr)
+    print(f"evaluate: {found.annotations}, images in {found.images}", file=sys.stderr)
+    return found.images, found.annotations, found.class_names

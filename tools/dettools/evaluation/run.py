@@ -3,6 +3,7 @@
 who answers? ─► gate (refuse, with the cost) ─► stream ─► metrics ─► certificate against eager or runtime
 """
 
+import functools
 import hashlib
 import json
 import time
@@ -65,6 +66,7 @@ class Request:
         endpoint: where the server is; None to run in this process.
         out: folder of the journal and the results.
         limit: only the first N images.
+        classes: the data set's categories of these names alone; empty for all.
         spec: of the eager reference, where it is not that of ``model``.
         weights: a checkpoint instead of that spec's.
         margin: of the certificate, as a fraction of AP.
@@ -94,6 +96,7 @@ class Request:
     spec: Path | None = None
     weights: Path | None = None
     device: str = "cpu"
+    classes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         checks = {
@@ -196,6 +199,7 @@ def _require_capabilities(request: Request, answerer: Answerer) -> None:
 
 def _data_set(request: Request) -> _DataSet:
     truth = load_ground_truth(request.annotations)
+    truth = truth.with_categories(request.classes) if request.classes else truth
     files, missing = truth.image_files(request.images)
     entries = truth.images[: request.limit]
     if not any(entry.id in files for entry in entries):
@@ -361,7 +365,6 @@ def _sampler(
     on_progress: Progress,
 ) -> Callable[[], tuple[Sequence[Answer], CategoryMapping, str] | None]:
     """Return what draws detections under the best settings: from the endpoint if its floor allows, else in process."""
-    drawn: list[tuple[Sequence[Answer], CategoryMapping, str] | None] = []
     entries = [entry for entry in data.entries if entry.id in data.files][:_SAMPLE]
     best = replace(request.asked, score_threshold=_LOWEST_THRESHOLD, max_detections=max(100, request.max_detections))
 
@@ -391,9 +394,4 @@ def _sampler(
             its = _mapping(better, data.truth, request.categories_by)
             return list(journal.answers.values()), its, better.name
 
-    def once() -> tuple[Sequence[Answer], CategoryMapping, str] | None:
-        if not drawn:
-            drawn.append(draw())
-        return drawn[0]
-
-    return once
+    return functools.cache(draw)
