@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch.nn import functional
 
+from dethandlers.eight_bit_resize import resize_eight_bit
 from dethandlers.spec import Preprocessing
 
 
@@ -115,6 +116,40 @@ def prepare_fixed(image: torch.Tensor, settings: Preprocessing) -> Prepared:
         settings: of the network's input.
     """
     return stretch(image, settings) if settings.resize == "stretch" else letterbox(image, settings)
+
+
+def fitted_size(size: tuple[int, int], shorter_side: int, longer_side: int) -> tuple[int, int]:
+    """Return ``(h, w)`` px as large as both limits allow, rounded to the nearest as mmcv's `rescale_size` does."""
+    height, width = size
+    scale = min(longer_side / max(size), shorter_side / min(size))
+    return max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5))
+
+
+def prepare_mmdet(image: torch.Tensor, settings: Preprocessing) -> Prepared:
+    """Do what MMDetection's test pipeline (Resize, Pad) and its data preprocessor (normalise, pad) do.
+
+    Args:
+        image: ``(3, H, W)`` uint8 RGB.
+        settings: ``resize`` is ``fit`` or ``stretch``.
+
+    Returns:
+        The input; its ``sample`` is ``(h, w)`` px of the image after Pad, to which MMDetection clips boxes.
+    """
+    original = (int(image.shape[-2]), int(image.shape[-1]))
+    size = settings.size
+    if settings.resize == "fit":
+        size = fitted_size(original, settings.shorter_side, settings.longer_side)
+    pixels = (
+        resize_eight_bit(image, size).float() if settings.interpolation == "eight_bit" else resize(image.float(), size)
+    )
+    height, width = size
+    if settings.pad_to == "square":
+        height = width = max(size)
+    elif settings.pad_to == "size":
+        height, width = max(height, settings.size[0]), max(width, settings.size[1])
+    padded = functional.pad(pixels, (0, width - size[1], 0, height - size[0]), value=settings.pad_value)
+    normalised = _scaled(_ordered(padded, settings), settings)
+    return Prepared(pad_to_multiple(normalised, settings.divisor), original, size, (height, width))
 
 
 def _ordered(pixels: torch.Tensor, settings: Preprocessing) -> torch.Tensor:

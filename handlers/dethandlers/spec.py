@@ -30,10 +30,14 @@ class Preprocessing:
         std: divisor per channel.
         resize: ``letterbox`` keeps the aspect ratio and pads to ``size``; ``stretch`` fills ``size``; ``shorter_side``
             brings the shorter side to its length unless the longer one would pass its own, and pads with zeros after
-            the normalisation to multiples of ``divisor`` (torchvision's transform).
+            the normalisation to multiples of ``divisor`` (torchvision's transform); ``fit`` does so too, but rounds
+            the sides to the nearest pixel (MMDetection's ``Resize``).
         shorter_side: wanted length of the shorter side, px.
         longer_side: most that the longer side may have, px.
         divisor: of the padded sides, px.
+        pad_to: with ``fit``, to what the resized image is padded with ``pad_value`` before the normalisation: ``size``
+            at least, or a ``square`` of its longer side.
+        interpolation: bilinear in ``float``, or in OpenCV's whole numbers for ``eight_bit`` images; for MMDetection.
     """
 
     size: tuple[int, int] = (416, 416)
@@ -42,10 +46,12 @@ class Preprocessing:
     scale: float = 1.0
     mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
     std: tuple[float, float, float] = (1.0, 1.0, 1.0)
-    resize: Literal["letterbox", "stretch", "shorter_side"] = "letterbox"
+    resize: Literal["letterbox", "stretch", "shorter_side", "fit"] = "letterbox"
     shorter_side: int = 800
     longer_side: int = 1333
     divisor: int = 32
+    pad_to: Literal["none", "size", "square"] = "none"
+    interpolation: Literal["float", "eight_bit"] = "float"
 
     __pydantic_config__ = STRICT
 
@@ -58,11 +64,14 @@ class Decoding:
         strides: pixels per grid cell of each level, in the order of the output.
         nms_iou: boxes of one class that overlap a better one by more than this are dropped.
         nms: where that happens: in the detector (``host``), or inside the file (``graph``).
+        head: what MMDetection's head does with its maps, as `dethandlers.mmdet_decoding` reads it; written by
+            ``export``, empty for other families.
     """
 
     strides: tuple[int, ...] = (8, 16, 32)
     nms_iou: float = 0.65
     nms: Literal["host", "graph"] = "host"
+    head: dict[str, Any] = field(default_factory=dict)
 
     __pydantic_config__ = STRICT
 

@@ -19,6 +19,7 @@ from dethandlers.spec import Spec
 FAMILIES: dict[str, str] = {
     "fastestdet": "dethandlers.families.fastestdet:FastestdetFamily",
     "mmdet": "dethandlers.families.mmdet:MmdetFamily",
+    "mmdet_onnx": "dethandlers.families.mmdet_onnx:MmdetOnnxFamily",
     "torchvision": "dethandlers.families.torchvision_detection:TorchvisionFamily",
     "ultraface": "dethandlers.families.ultraface:UltrafaceFamily",
     "yolox": "dethandlers.families.yolox:YoloxFamily",
