@@ -11,11 +11,11 @@ OUT ?= out/demo
 READY := $(VENV)/.detserve-ready
 EXTRAS ?= onnx,mmdet,dev
 
-.PHONY: ceiling help env demo serve test lint pytest nightly gpu peers runtimes clean
+.PHONY: ceiling help env demo serve test lint pytest nightly gpu peers runtimes mmdet-handler clean
 .DEFAULT_GOAL := help
 
 help:  ## show this list
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
 
 env: $(READY)  ## the environment in .venv
 
@@ -56,6 +56,9 @@ ceiling: $(READY)  ## the demo model served beside itself in process; benchmarks
 
 runtimes: $(READY)  ## the demo model served by torch beside its ONNX export; benchmarks/RUNTIMES.md, 6 minutes
 	$(BIN)/python benchmarks/runtimes.py
+
+mmdet-handler: $(READY)  ## batches of 8 beside MMDetection's own handler; CONFIG=, CHECKPOINT=, IMAGES=; 3 minutes
+	$(BIN)/python benchmarks/mmdet_handler.py $(CONFIG) $(CHECKPOINT) --images $(IMAGES)
 
 clean:  ## remove what the build and the tests made, and keep the environment
 	rm -rf out build dist .pytest_cache .mypy_cache .ruff_cache

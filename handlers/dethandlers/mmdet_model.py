@@ -27,6 +27,7 @@ from torch import nn
 from dethandlers.errors import ArtefactError
 from dethandlers.families import Limits
 from dethandlers.mmcv_operators import provide
+from dethandlers.mmdet_fusion import fuse
 from dethandlers.mmdet_types import foreign_type
 
 MODULES_FOLDER = "modules"
@@ -117,7 +118,7 @@ class MmdetModel:
         return cls(config, modules=[path.parent / MODULES_FOLDER])
 
     def load(self, state: Mapping[str, torch.Tensor]) -> None:
-        """Load the weights, all of them.
+        """Load the weights, all of them, and make the network ready for nothing but inference.
 
         Raises:
             ArtefactError: they do not fit.
@@ -130,6 +131,7 @@ class MmdetModel:
         except RuntimeError as error:
             raise ArtefactError(f"weights do not fit the config: {str(error)[:400]}") from error
         self.network.eval()
+        fuse(self.network)
 
     def prepared(self, image_bgr: npt.NDArray[np.uint8]) -> tuple[torch.Tensor, Any]:
         """Return one image's input ``(3, h, w)`` float32, padded as if it were alone, and its data sample.
