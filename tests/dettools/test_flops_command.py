@@ -137,7 +137,6 @@ def test_usage_errors_say_what_was_got_and_what_to_do(tmp_path, spec, capsys):
     assert "unknown key 'nonsense'" in refused([path, "--cfg-options", "nonsense=1"], capsys)
     assert "builder: got 'frcnn', expected one of" in refused([path, "--cfg-options", "builder=frcnn"], capsys)
     assert "which is no file, expected a checkpoint" in refused([path, "--weights", "none.pth"], capsys)
-    assert "got config.py, expected one of a spec" in refused(["config.py"], capsys)
     assert "holds the archives: none" in refused(["nothing", "--model-store", str(tmp_path)], capsys)
     assert "expected the ONNX file that is to be counted" in refused([path, "--cfg-options", "runtime=onnx"], capsys)
 

@@ -1,4 +1,4 @@
-"""``detserve flops``: multiply-accumulates, parameters and what was not counted, of a spec, ONNX file or archive."""
+"""``detserve flops``: multiply-accumulates, parameters and what was not counted, of a model or a config alone."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import argparse
 
+_IMAGES = 100
+
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the command's arguments."""
@@ -17,10 +19,14 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "flops",
         help="count multiply-accumulates (MACs), FLOPs and parameters",
         description="Count what one forward pass costs: MACs and FLOPs (2 × MACs) by operator and module, parameters, "
-        "and the operators that no formula counts. No data set and no weights are needed. Two-stage detectors give a "
-        "range over their proposals and detections.",
+        "and the operators that no formula counts. No data set and no weights are needed: a config of MMDetection is "
+        "enough. Two-stage detectors give a range over their proposals and detections.",
     )
-    parser.add_argument("model", metavar="MODEL", help="a spec (.yaml), an .onnx file, a .mar, or a stored name")
+    parser.add_argument(
+        "model",
+        metavar="MODEL",
+        help="a spec (.yaml), an MMDetection config (.py), an .onnx file, a .mar, or a stored name",
+    )
     parser.add_argument(
         "--shape",
         type=int,
@@ -33,14 +39,20 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument("--max-proposals", type=int, metavar="N", help="upper end of the range (default: the model's)")
     parser.add_argument("--max-detections", type=int, metavar="N", help="upper end of the range (default: the spec's)")
     parser.add_argument("--images", metavar="DIR", help="average over these images, each at the size it is served at")
-    parser.add_argument("--num-images", type=int, default=100, metavar="N", help="of --images the first N (100)")
+    parser.add_argument(
+        "--num-images",
+        type=int,
+        metavar="N",
+        help="of --images the first N (100); of a config without --images, of the data set that it validates on",
+    )
     parser.add_argument(
         "--cfg-options",
         nargs="+",
         default=[],
         metavar="KEY=VALUE",
-        help="replace keys of the spec, values in YAML: builder_options.min_size=640 num_classes=3",
+        help="replace keys of the spec or config: builder_options.min_size=640 model.bbox_head.num_classes=3",
     )
+    parser.add_argument("--allow-code", action="store_true", help="run a config that is more than a literal")
     parser.add_argument("--depth", type=int, default=2, metavar="N", help="of the table of modules (2; 0: no table)")
     parser.add_argument("--model-store", type=Path, metavar="DIR", help="default: $DETSERVE_MODEL_STORE or model_store")
     parser.add_argument("--json", action="store_true", help="print one JSON document as the last line")
@@ -54,7 +66,6 @@ def run(args: argparse.Namespace) -> int:
 
     from dettools.flops.averages import average
     from dettools.flops.subjects import Asked, open_subject
-    from dettools.image_files import find_images
     from dettools.reports.flops_tables import (
         average_document,
         cost_document,
@@ -64,8 +75,10 @@ def run(args: argparse.Namespace) -> int:
     )
 
     shape = _shape(args)
-    asked = Asked(args.weights, _changes(args.cfg_options), args.max_proposals, args.max_detections)
-    images = find_images([args.images])[: args.num_images] if args.images else []
+    asked = Asked(
+        args.weights, _changes(args.cfg_options), args.max_proposals, args.max_detections, allow_code=args.allow_code
+    )
+    images = _images(args)
     mean = None
     with open_subject(args.model, model_store=args.model_store or default_model_store(), asked=asked) as subject:
         if images:
@@ -104,6 +117,24 @@ def _shape(args: argparse.Namespace) -> tuple[int, int] | None:
             "for a square. Correct the command line."
         )
     return args.shape[0], args.shape[-1]
+
+
+def _images(args: argparse.Namespace) -> list[Path]:
+    """Return the images to average over: those of ``--images``, or those of a config's data set when asked for some."""
+    if args.images:
+        from dettools.image_files import find_images
+
+        return find_images([args.images])[: args.num_images or _IMAGES]
+    if args.num_images is None or args.shape is not None or not args.model.endswith(".py"):
+        return []
+
+    from detserve.mmdet_dataset import read_dataset
+
+    from dettools.ground_truth import load_ground_truth
+
+    found = read_dataset(Path(args.model), split="val", allow_code=args.allow_code)
+    files, _ = load_ground_truth(found.annotations).image_files(found.images)
+    return list(files.values())[: args.num_images]
 
 
 def _changes(options: list[str]) -> dict[str, Any]:

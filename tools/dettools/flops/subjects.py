@@ -1,4 +1,4 @@
-"""What can be counted: a spec, an ONNX file, an archive, or a name in the model store.
+"""What can be counted: a spec, an MMDetection config, an ONNX file, an archive, or a name in the model store.
 
 Another kind of input is another function and a line in SUBJECTS.
 """
@@ -20,6 +20,7 @@ from detserve.checkpoint import load_state_dict
 from detserve.errors import SpecError
 from detserve.export.onnx_file import SPEC_KEY, read_described
 from detserve.mar import unpacked
+from detserve.mmdet_config import load_config, read_config
 from detserve.model_store import archive_path, find_archive, spec_path
 from detserve.resolve import resolve_spec
 from detserve.spec import load_spec, override_spec
@@ -44,12 +45,14 @@ class Asked:
         changes: keys of the spec to replace.
         max_proposals: proposals at most; None takes the model's.
         max_detections: detections at most; None takes the spec's.
+        allow_code: a config of MMDetection that is not literal is run.
     """
 
     weights: Path | None = None
     changes: Mapping[str, Any] | None = None
     max_proposals: int | None = None
     max_detections: int | None = None
+    allow_code: bool = False
 
 
 class Subject(Protocol):
@@ -80,7 +83,7 @@ def open_subject(model: str, *, model_store: Path, asked: Asked) -> Iterator[Sub
     """
     path = Path(model)
     if path.suffix not in SUBJECTS:
-        if path.suffix in (".py", ".pth", ".pt", ".safetensors"):
+        if path.suffix in (".pth", ".pt", ".safetensors"):
             raise FlopsError(f"model: got {model}, expected one of {_kinds()}. Describe it with a spec.")
         stored = archive_path(model_store, model).is_file()
         path = spec_path(model_store, model) if not stored else find_archive(model, model_store)
@@ -93,16 +96,28 @@ def open_subject(model: str, *, model_store: Path, asked: Asked) -> Iterator[Sub
 
 
 def _kinds() -> str:
-    return "a spec (.yaml), an .onnx file, a .mar archive, or a name in the model store"
+    return "a spec (.yaml), an MMDetection config (.py), an .onnx file, a .mar archive, or a name in the model store"
 
 
 @contextmanager
 def _from_spec(path: Path, asked: Asked) -> Iterator[Subject]:
-    spec = override_spec(load_spec(path), dict(asked.changes or {}), where="--cfg-options")
+    described = load_spec(path)
+    if described.family == "mmdet" and described.runtime == "torch":
+        config = read_config(path.parent / described.config, allow_code=asked.allow_code)
+        yield _of_config(config.values, described.name, asked)
+        return
+    spec = override_spec(described, dict(asked.changes or {}), where="--cfg-options")
     weights = asked.weights or path.parent / (spec.weights or "-")
     if asked.weights is not None and not weights.is_file():
         raise FlopsError(f"weights: got {weights}, which is no file, expected a checkpoint. Correct --weights.")
     yield _of_spec(spec, weights, asked)
+
+
+@contextmanager
+def _from_config(path: Path, asked: Asked) -> Iterator[Subject]:
+    if asked.weights is not None:
+        raise FlopsError(f"--weights: got {asked.weights} with {path.name}; weights change no cost. Leave it out.")
+    yield _of_config(read_config(path, allow_code=asked.allow_code).values, path.stem, asked)
 
 
 @contextmanager
@@ -121,12 +136,17 @@ def _from_archive(path: Path, asked: Asked) -> Iterator[Subject]:
     _refuse_changes(archive, asked)
     with unpacked(archive) as folder:
         artefact = load_artefact(folder)
+        if artefact.spec.family == "mmdet" and artefact.spec.runtime == "torch":
+            config = load_config((folder / artefact.spec.config).read_text("utf-8"))
+            yield _of_config(config, artefact.spec.name, asked)
+            return
         yield _of_spec(artefact.spec, artefact.weights, asked)
 
 
 SUBJECTS: dict[str, Callable[[Path, Asked], AbstractContextManager[Subject]]] = {
     ".yaml": _from_spec,
     ".yml": _from_spec,
+    ".py": _from_config,
     ".onnx": _from_onnx,
     ".mar": _from_archive,
 }
@@ -138,6 +158,19 @@ def _refuse_changes(path: Path, asked: Asked) -> None:
             raise FlopsError(
                 f"{option}: got {value} with {path.name}, whose weights and settings are fixed. Give it with a spec."
             )
+
+
+def _of_config(config: Mapping[str, Any], name: str, asked: Asked) -> Subject:
+    # MMDetection's modules are read only where one of its models is counted.
+    from dettools.flops.mmdet_detector import MmdetSubject
+
+    return MmdetSubject(
+        config,
+        name,
+        changes=asked.changes,
+        max_proposals=asked.max_proposals,
+        max_detections=asked.max_detections,
+    )
 
 
 def _of_spec(spec: Spec, weights: Path, asked: Asked) -> Subject:

@@ -9,7 +9,7 @@ not guessed: heads run image by image over RoIs, and the cost of n RoIs is n tim
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -89,21 +89,27 @@ def count_detector(
     two_stage = hasattr(module, "roi_heads")
     with _prepared(module, size.resized):
         if not two_stage:
-            count = count_call(module, pixels)
-            parts: tuple[Part, ...] = ()
-            items: tuple[TorchCount, ...] = ()
-            fixed = count
-        else:
-            fixed, items = _by_stage(module, pixels)
-            most = (max_proposals or int(_attribute(module, "rpn").post_nms_top_n()), max_detections)
-            parts = tuple(
-                Part(item, one.macs, limit)
-                for item, one, limit in zip(("proposal", "detection"), items, most, strict=True)
-                if one.macs
-            )
-            items = tuple(one for one in items if one.macs)
-    parameters = {name: tensor.numel() for name, tensor in module.named_parameters()}
-    buffers = sum(tensor.numel() for tensor in module.buffers())
+            return cost_of(module, size, count_call(module, pixels), (), subject=subject)
+        fixed, (proposal, detection) = _by_stage(module, pixels)
+    most = max_proposals or int(_attribute(module, "rpn").post_nms_top_n())
+    items = ("proposal", proposal, most), ("detection", detection, max_detections)
+    return cost_of(module, size, fixed, items, subject=subject)
+
+
+def cost_of(
+    module: nn.Module, size: InputSize, fixed: TorchCount, items: Sequence[tuple[str, TorchCount, int]], *, subject: str
+) -> Cost:
+    """Join what was counted.
+
+    Args:
+        module: the whole network.
+        size: of its input.
+        fixed: without any item.
+        items: what runs once per item, one of each, and how many there are at most; those that cost nothing fall out.
+        subject: names it in the result.
+    """
+    items = [item for item in items if item[1].macs]
+    counts = [count for _, count, _ in items]
     types: dict[str, int] = {}
     for tensor in module.parameters():
         types[_type_name(tensor)] = types.get(_type_name(tensor), 0) + tensor.numel()
@@ -112,13 +118,13 @@ def count_detector(
         engine="torch",
         input_size=size.padded,
         macs=fixed.macs,
-        parts=parts,
-        operators=_shares(fixed.by_operator, [one.by_operator for one in items], calls=fixed.calls),
-        modules=_module_shares(module, fixed.by_module, [one.by_module for one in items]),
+        parts=tuple(Part(name, count.macs, most) for name, count, most in items),
+        operators=_shares(fixed.by_operator, [one.by_operator for one in counts], calls=fixed.calls),
+        modules=_module_shares(module, fixed.by_module, [one.by_module for one in counts]),
         uncounted=fixed.uncounted,
         elements=fixed.elements,
-        parameters=sum(parameters.values()),
-        buffers=buffers,
+        parameters=sum(tensor.numel() for tensor in module.parameters()),
+        buffers=sum(tensor.numel() for tensor in module.buffers()),
         parameter_types=types,
         activation_bytes=fixed.activation_bytes,
         largest_activation_bytes=fixed.largest_activation_bytes,
@@ -141,19 +147,20 @@ def _by_stage(module: nn.Module, pixels: torch.Tensor) -> tuple[TorchCount, tupl
 
     def heads_alone(proposals: int, detections: int) -> TorchCount:
         with _numbers(module, proposals=proposals, detections=detections):
-            return _below("roi_heads", count_call(heads, features, [_boxes(proposals, pixels)], sizes))
+            return below("roi_heads", count_call(heads, features, [_boxes(proposals, pixels)], sizes))
 
     none, one, both = heads_alone(0, 0), heads_alone(1, 0), heads_alone(1, 1)
-    proposal, detection = _difference(one, none), _difference(both, one)
-    return _difference(_difference(whole, proposal), detection), (proposal, detection)
+    proposal, detection = difference(one, none), difference(both, one)
+    return difference(difference(whole, proposal), detection), (proposal, detection)
 
 
-def _below(path: str, count: TorchCount) -> TorchCount:
+def below(path: str, count: TorchCount) -> TorchCount:
+    """Return the count of a part of the network under its path in the whole."""
     by_module = {f"{path}.{name}".rstrip("."): macs for name, macs in count.by_module.items()}
     return TorchCount(**{**vars(count), "by_module": {"": count.macs, **by_module}})
 
 
-def _difference(count: TorchCount, other: TorchCount) -> TorchCount:
+def difference(count: TorchCount, other: TorchCount) -> TorchCount:
     """Return ``count`` with the MACs of ``other`` taken off."""
 
     def less(mine: Mapping[str, int], others: Mapping[str, int]) -> dict[str, int]:
