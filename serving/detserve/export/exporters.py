@@ -11,6 +11,7 @@ from dethandlers.spec import Decoding, Preprocessing, Spec
 from detserve.export.tracing import DEFAULT_OPSET
 
 EXPORTERS: dict[str, str] = {
+    "mmdet": "detserve.export.mmdet_export:export_network",
     "torchvision": "detserve.export.torchvision_export:export_torchvision",
 }
 
@@ -49,6 +50,8 @@ class Graph:
         defaults: optional inputs, by name, with the value that they have when they are not given.
         output_shapes: per output, sizes of its axes; None where an axis is free.
         input_range: ``{"batch" | "height" | "width": (least, most or None)}`` that the preprocessing gives.
+        family: that serves the file; empty for the spec's own.
+        builder: the model's kind, for people; empty for the spec's own.
     """
 
     content: bytes
@@ -58,10 +61,15 @@ class Graph:
     defaults: dict[str, torch.Tensor]
     output_shapes: dict[str, tuple[int | None, ...]]
     input_range: dict[str, tuple[int, int | None]]
+    family: str = ""
+    builder: str = ""
 
 
-def exporter_of(family: str) -> Callable[[Spec, dict[str, torch.Tensor], ExportOptions], Graph]:
-    """Return a family's exporter: ``(resolved spec, state dict, options)`` to a graph."""
+def exporter_of(family: str) -> Callable[[Spec, Any, ExportOptions], Graph]:
+    """Return a family's exporter: ``(resolved spec, weights, options)`` to a graph.
+
+    The weights are a state dict; for ``mmdet``, whose config says what to build, the built network that holds them.
+    """
     module, _, name = EXPORTERS[family].partition(":")
     exporter: Any = getattr(importlib.import_module(module), name)
     return exporter  # type: ignore[no-any-return]

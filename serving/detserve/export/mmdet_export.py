@@ -5,19 +5,27 @@ config ─► built network + weights ─┬─► describe_head, describe_prepr
 """
 
 import math
+from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import torch
-from dethandlers.spec import Decoding, Preprocessing
+from dethandlers.errors import ArtefactError
+from dethandlers.mmdet_model import build_network, custom_imports, quiet
+from dethandlers.spec import Decoding, Preprocessing, Spec
 from torch import Tensor, nn
 
+from detserve.eager_mmdet import load_weights
 from detserve.errors import ExportError
 from detserve.export.deformable_graphs import plain_operators
 from detserve.export.exporters import ExportOptions, Graph
 from detserve.export.mmdet_heads import MAPS, REMEDY, describe_head
 from detserve.export.mmdet_pipelines import describe_preprocessing
 from detserve.export.tracing import Signature, trace
+from detserve.mmdet_checkpoint import mmdet_categories, read_checkpoint
+from detserve.mmdet_config import ConfigError, read_config
+from detserve.mmdet_source import config_path, module_folders
 
 _ONE_IMAGE_HEADS = ("TOODHead",)
 """Heads that write the number of images that they are traced with into the graph."""
@@ -42,10 +50,40 @@ class Maps(nn.Module):
         return tuple(level for levels in outputs for level in levels)
 
 
-def export_network(network: Any, options: ExportOptions) -> Graph:
+def load_network(spec: Spec, folder: Path, checkpoint: Path, *, allow_code: bool = False) -> tuple[Spec, Any]:
+    """Build a config's model with a checkpoint's weights; return it with the spec, whose categories are then known.
+
+    Args:
+        spec: of family ``mmdet``.
+        folder: what its paths are relative to.
+        checkpoint: its weights.
+        allow_code: a config that is not literal is run, and the modules that it imports are imported.
+
+    Raises:
+        DetserveError: MMDetection is not installed, something cannot be read, does not fit, or would have to be run.
+    """
+    config = read_config(config_path(spec, folder), allow_code=allow_code)
+    imports = custom_imports(config.values)
+    if imports and not allow_code:
+        raise ConfigError(
+            f"config: got custom_imports {', '.join(imports)}, which run when the model is built. "
+            "Allow them with --allow-code if you trust them, or take them out."
+        )
+    read = read_checkpoint(checkpoint)
+    try:
+        network = build_network(config.values, modules=module_folders(spec, folder))
+    except ArtefactError as error:
+        raise ConfigError(str(error)) from error
+    load_weights(network, read, checkpoint.name)
+    categories = mmdet_categories(config.values, read.class_names, given=spec.categories)
+    return replace(spec, categories=categories), network
+
+
+def export_network(spec: Spec, network: Any, options: ExportOptions) -> Graph:  # noqa: ARG001 - as every exporter
     """Export a built detector with its weights.
 
     Args:
+        spec: resolved.
         network: of `dethandlers.mmdet_model.build_network`, in evaluation mode.
         options: how.
 
@@ -57,7 +95,7 @@ def export_network(network: Any, options: ExportOptions) -> Graph:
     dynamic = _dynamic(network, settings, head["kind"], options)
     example = _example(settings, dynamic, options.batch)
     graph = Maps(network, head["kind"]).eval()
-    with torch.no_grad(), plain_operators():
+    with torch.no_grad(), plain_operators(), quiet():
         outputs = graph(example)
         names = _names(head, len(outputs))
         if head["kind"] == "dense":
@@ -72,7 +110,9 @@ def export_network(network: Any, options: ExportOptions) -> Graph:
     decoding = Decoding(
         strides=tuple(int(x) for x, _ in head.get("strides", ())), nms_iou=nms.get("iou_threshold", 1.0), head=head
     )
-    return Graph(content, settings, decoding, dynamic, {}, shapes, _input_range(settings, dynamic, options.batch))
+    ranges = _input_range(settings, dynamic, options.batch)
+    kind = f"{type(network).__name__} with {type(network.bbox_head).__name__}"
+    return Graph(content, settings, decoding, dynamic, {}, shapes, ranges, family="mmdet_onnx", builder=kind)
 
 
 def _test_steps(config: Any) -> list[dict[str, Any]]:

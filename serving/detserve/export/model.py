@@ -14,6 +14,7 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from dethandlers.artefact import Golden, digest_file
 from dethandlers.spec import Source, Spec
@@ -65,6 +66,7 @@ def export_model(
     golden_image: Path | None = None,
     options: ExportOptions | None = None,
     force: bool = False,
+    allow_code: bool = False,
     prove: Callable[[Path], str] | None = None,
     on_progress: Callable[[str], None] = lambda _: None,
 ) -> ExportedFile:
@@ -78,6 +80,7 @@ def export_model(
         golden_image: image instead of the spec's.
         options: how; None is the defaults.
         force: replace an existing file.
+        allow_code: a config of MMDetection that is no literal is run, and what it imports is imported.
         prove: looks at the finished file before it gets its name, and says why it must not; empty when it may.
         on_progress: told what is being done.
 
@@ -89,13 +92,16 @@ def export_model(
     checkpoint = checkpoint_path(spec, folder, weights)
     image = golden_image_of(spec, folder, golden_image)
     on_progress(f"reading {checkpoint}")
-    state = load_state_dict(checkpoint)
-    resolved = resolve_spec(spec, state)
+    resolved, read = _read(spec, folder, checkpoint, allow_code=allow_code)
     on_progress(f"exporting {spec.builder or spec.family} in {options.precision}")
-    graph = exporter_of(spec.family)(resolved, state, options)
+    graph = exporter_of(spec.family)(resolved, read, options)
     packed = replace(
         resolved,
+        family=graph.family or spec.family,
+        builder=graph.builder or spec.builder,
         runtime="onnx",
+        config="",
+        modules=(),
         weights="model.onnx",
         golden_image="",
         preprocessing=graph.preprocessing,
@@ -104,7 +110,7 @@ def export_model(
         source=Source(checkpoint.name, digest_file(checkpoint)),
     )
     on_progress("eager inference on the golden image")
-    eager = eager_from_source(spec, checkpoint)
+    eager = eager_from_source(spec, checkpoint, folder=folder, allow_code=allow_code)
     name, golden = golden_detections(eager, image, packed.serving)
     facts = ExportFacts.of(options.precision, options.opset, graph.dynamic, graph.input_range, packed)
     content = write_described(graph.content, packed, facts, (name, golden), graph.defaults, graph.output_shapes)
@@ -133,6 +139,16 @@ def export_model(
         notes=tuple(notes),
         refused=refused,
     )
+
+
+def _read(spec: Spec, folder: Path, checkpoint: Path, *, allow_code: bool) -> tuple[Spec, Any]:
+    """Return the resolved spec, and the weights as the family's exporter takes them."""
+    if spec.family == "mmdet":
+        from detserve.export.mmdet_export import load_network
+
+        return load_network(spec, folder, checkpoint, allow_code=allow_code)
+    state = load_state_dict(checkpoint)
+    return resolve_spec(spec, state), state
 
 
 def _check(spec: Spec, out: Path, options: ExportOptions, *, force: bool) -> None:

@@ -1,4 +1,4 @@
-"""``detserve export``: a spec, or a torchvision checkpoint, to an ONNX file that is proven equal."""
+"""``detserve export``: a spec, or a checkpoint of torchvision or MMDetection, to an ONNX file that is proven equal."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser = subparsers.add_parser(
         "export",
         help="turn a detector into an ONNX file that is proven equal",
-        description="Export a spec, or a torchvision checkpoint, to ONNX. The file holds all that `detserve archive` "
-        "needs: category map, preprocessing, decoding, thresholds, the golden detections and the checkpoint's SHA-256. "
+        description="Export a spec, a torchvision checkpoint, or MMDetection's config and checkpoint (one-stage models "
+        "and the DETR family) to ONNX. The file holds all that `detserve archive` needs: category map, preprocessing, decoding, thresholds, the golden detections and the checkpoint's SHA-256. "
         "It is written only if the worker's code finds in it what eager inference finds in the checkpoint, on the "
         "golden image at four sizes, alone and in a batch. With --verify your own images are compared too, at two "
         "sizes and in batches of 1, 3 and 8, and a certificate is written beside the file. Exit code 0: exported; 1: "
         "refused by --verify; 2: cannot be exported.",
     )
-    add_model_arguments(parser, takes="SPEC.yaml")
+    add_model_arguments(parser, takes="SPEC.yaml|CONFIG.py")
     parser.add_argument("--out", "--output-file", type=Path, metavar="FILE.onnx", help="default: MODEL_STORE/NAME.onnx")
     parser.add_argument("--precision", choices=("fp32", "fp16"), help="of the layers (default: the spec's, else fp32)")
     parser.add_argument(
@@ -104,6 +104,7 @@ def run(args: argparse.Namespace) -> int:
         golden_image=args.golden_image,
         options=options,
         force=args.force,
+        allow_code=source.allow_code,
         prove=prove if images else None,
         on_progress=lambda step: print(f"export: {step}", file=sys.stderr),
     )
@@ -137,12 +138,18 @@ def _prove(
 
     checkpoint = checkpoint_path(source.spec, source.folder, source.weights)
     with (
-        open_source(source.spec, folder=source.folder, weights=source.weights) as torch_detector,
+        open_source(
+            source.spec, folder=source.folder, weights=source.weights, allow_code=source.allow_code
+        ) as torch_detector,
         open_detector(file, model_store=Path()) as onnx_detector,
         progress() as show,
     ):
         return check_parity(
-            Sides(eager_from_source(source.spec, checkpoint), torch_detector, onnx_detector),
+            Sides(
+                eager_from_source(source.spec, checkpoint, folder=source.folder, allow_code=source.allow_code),
+                torch_detector,
+                onnx_detector,
+            ),
             images,
             truth=truth,
             folder=Path(args.verify[0]) if truth is not None else None,
