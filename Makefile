@@ -9,6 +9,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 OUT ?= out/demo
 READY := $(VENV)/.detserve-ready
+JOBS ?= 2
 EXTRAS ?= onnx,mmdet,dev
 
 .PHONY: ceiling help env demo serve test lint pytest nightly gpu peers runtimes mmdet-handler clean
@@ -39,8 +40,8 @@ lint: $(READY)  ## ruff, ruff format and mypy strict on the three packages
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-pytest: $(READY)  ## the tests
-	$(BIN)/pytest
+pytest: $(READY)  ## the tests, in JOBS processes
+	$(BIN)/pytest -n $(JOBS) --dist loadgroup
 
 nightly: $(READY)  ## the tests that are too slow for every change
 	$(BIN)/pytest -m nightly

@@ -11,6 +11,26 @@ Serve = Callable[[list[Path], str], str]
 """Starts a server for some archives as the instance of that name, and returns the name."""
 
 
+_BUILDER_TESTS = ("test_exported_builders.py", "test_served_builders.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """With several processes a file's tests stay together, for what its fixtures make; the longest begin.
+
+    The tests of torchvision's builders share their detectors over two files, and are cut by kind instead.
+    """
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(_group(item)))
+    items.sort(key=lambda item: item.path.name not in _BUILDER_TESTS)
+
+
+def _group(item: pytest.Item) -> str:
+    if item.path.name not in _BUILDER_TESTS:
+        return item.path.name
+    kinds = (("faster",), ("fcos", "keypoint", "mask"), ("retinanet", "ssd"))
+    return next((f"builders-{kind[0]}" for kind in kinds if any(name in item.name for name in kind)), item.path.name)
+
+
 @pytest.fixture(autouse=True, scope="session")
 def _cache(tmp_path_factory) -> Iterator[None]:
     """A cache of the tests' own, also for the workers of the servers that they start."""

@@ -343,6 +343,6 @@ def test_jpeg_decoding_on_a_gpu_that_is_not_there_is_refused(model, folder):
 
 def test_an_unknown_family_or_runtime_is_refused_with_those_there_are(model, folder):
     artefact = artefact_of(model, folder)
-    known = "fastestdet, torchvision, ultraface, yolox"
+    known = "fastestdet, mmdet, mmdet_onnx, torchvision, ultraface, yolox"
     with pytest.raises(ArtefactError, match=f"family: got 'detr', expected one of {known}"):
         Detector(replace(artefact, spec=replace(artefact.spec, family="detr")), CPU)

@@ -245,7 +245,7 @@ def test_a_version_is_numbers_with_dots(tmp_path, version):
 
 def test_an_unknown_family_is_named_with_the_known_ones(tmp_path):
     message = refusal(tmp_path, {"family": "detr"})
-    assert "family: got 'detr', expected one of fastestdet, torchvision, ultraface, yolox" in message
+    assert "family: got 'detr', expected one of fastestdet, mmdet, mmdet_onnx, torchvision, ultraface, yolox" in message
 
 
 def test_an_override_replaces_merges_and_checks():
