@@ -27,7 +27,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "export",
         help="turn a detector into an ONNX file that is proven equal",
         description="Export a spec, a torchvision checkpoint, or MMDetection's config and checkpoint (one-stage models "
-        "and the DETR family) to ONNX. The file holds all that `detserve archive` needs: category map, preprocessing, decoding, thresholds, the golden detections and the checkpoint's SHA-256. "
+        "and the DETR family) to ONNX. The file holds all that `detserve archive` needs: category map, preprocessing, "
+        "decoding, thresholds, the golden detections and the checkpoint's SHA-256. "
         "It is written only if the worker's code finds in it what eager inference finds in the checkpoint, on the "
         "golden image at four sizes, alone and in a batch. With --verify your own images are compared too, at two "
         "sizes and in batches of 1, 3 and 8, and a certificate is written beside the file. Exit code 0: exported; 1: "
