@@ -157,6 +157,8 @@ def _mmdet_source(args: argparse.Namespace, config: Path) -> ModelSource:
         raise SpecError(f"{given or '--weights'}: got it with {config.name}, which tells that itself. Leave it out.")
     values = read_config(config, allow_code=args.allow_code)
     base: dict[str, Any] = {"name": checkpoint.stem, "family": "mmdet", "config": str(config)}
+    model = values.values.get("model")
+    base["builder"] = str(model.get("type", "")) if isinstance(model, dict) else ""
     if args.categories is not None:
         base["categories"] = str(args.categories.resolve())
     else:
