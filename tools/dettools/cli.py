@@ -29,6 +29,8 @@ COMMANDS: dict[str, str] = {
     "graph": "dettools.commands.graph",
     "doctor": "dettools.commands.doctor",
     "scenes": "dettools.commands.scenes",
+    "mmdet2torchserve": "dettools.commands.mmdet2torchserve",
+    "test-torchserver": "dettools.commands.test_torchserver",
 }
 
 _EPILOG = """\

@@ -19,6 +19,7 @@ waited for in the forward pass and counted there; forward is synchronised, and p
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -49,6 +50,7 @@ def benchmark_in_process(
     device: str = "cpu",
     weights: Path | None = None,
     model_store: Path | None = None,
+    allow_code: bool = False,
     min_time_s: float = 10.0,
     repeats: int = 3,
     seed: int = 0,
@@ -59,12 +61,14 @@ def benchmark_in_process(
 
     Args:
         kind: ``runtime``: the artefact by the worker's code; ``eager``: the source checkpoint by its framework.
-        model: a ``.yaml`` spec, a ``.mar`` archive, or a name in the model store.
+        model: a ``.yaml`` spec, a ``.mar`` archive, or a name in the model store; for ``eager`` also MMDetection's
+            config, its checkpoint as ``weights``.
         images: taken in a seeded random order, a new one for each pass; the same for every batch size.
         batch_sizes: of ``runtime``; eager takes one image at a time, and ``on_progress`` says so when asked for more.
         threads: of torch and of onnxruntime's session; None leaves what the spec or the library says.
         device: ``cpu`` or ``cuda``, ``cuda:1`` ….
         weights: a checkpoint instead of the spec's.
+        allow_code: such a config is run when it is not literal.
         min_time_s: per batch size, over all its turns.
         repeats: turns per batch size.
         on_loaded: told what runs: runtime, version, device, threads, and what the figures include.
@@ -85,7 +89,7 @@ def benchmark_in_process(
         on_progress("eager runs one image at a time; batch sizes other than 1 are left out")
         sizes = [1]
     store = model_store or default_model_store()
-    opened = open_eager if kind == "eager" else open_runtime
+    opened = partial(open_eager, allow_code=allow_code) if kind == "eager" else open_runtime
     with torch_threads(threads), opened(model, weights, store, device, threads, on_progress) as loading:
         subject, described = loading
         on_loaded({"kind": kind, **described, "images": len(loaded)})

@@ -13,6 +13,7 @@ from dethandlers.errors import RequestError
 from dethandlers.options import Options
 from dethandlers.responses import to_json_text
 from detserve.eager import EagerModel, load_eager
+from detserve.eager_mmdet import load_mmdet
 from detserve.errors import DetserveError
 
 from dettools.local_detector import open_detector, torch_device
@@ -123,8 +124,12 @@ def open_eager(
     device: str,
     threads: int | None,
     on_progress: Callable[[str], None],
+    *,
+    allow_code: bool = False,
 ) -> _Opened:
     """Load the source checkpoint into its framework; threads are torch's, which the caller has set.
+
+    A config of MMDetection with its checkpoint as ``weights`` is run by MMDetection; ``allow_code`` as there.
 
     Yields:
         The subject, and what runs.
@@ -133,8 +138,15 @@ def open_eager(
         DetserveError: it cannot be loaded, or its threads cannot be set.
     """
     on_progress("loading the source checkpoint")
-    loaded = load_eager(model, model_store=store, weights=weights, device=str(torch_device(device)))
-    if threads is not None and not loaded.source.startswith("torchvision"):
+    where = str(torch_device(device))
+    loaded: EagerModel
+    if Path(model).suffix == ".py":
+        if weights is None:
+            raise InProcessError(f"model: got {model} alone, expected its checkpoint too: CONFIG.py CHECKPOINT.pth.")
+        loaded = load_mmdet(Path(model), weights, device=where, allow_code=allow_code)
+    else:
+        loaded = load_eager(model, model_store=store, weights=weights, device=where)
+    if threads is not None and not loaded.source.startswith(("torchvision", "MMDetection")):
         raise InProcessError(
             f"threads: got {threads}, but eager runs an ONNX file with onnxruntime's own choice of threads. "
             "Leave --threads out, or measure `benchmark runtime`."

@@ -54,7 +54,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         ("eager", "the framework's own inference on the source checkpoint, in process, one image at a time"),
         ("runtime", "the artefact by the worker's own code, in process: the ceiling of serving"),
     ):
-        _add_in_process(kinds.add_parser(kind, parents=[output], help=what, description=f"Measure {what}."))
+        parser_of_kind = kinds.add_parser(kind, parents=[output], help=what, description=f"Measure {what}.")
+        _add_in_process(parser_of_kind, config=kind == "eager")
     _add_diff(kinds)
     parser.set_defaults(run=run)
 
@@ -97,8 +98,14 @@ def _add_served(kinds: argparse._SubParsersAction[argparse.ArgumentParser], outp
     add_endpoint_arguments(served)
 
 
-def _add_in_process(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", help="a .yaml spec, a .mar archive, an exported .onnx, or a name in the model store")
+def _add_in_process(parser: argparse.ArgumentParser, *, config: bool) -> None:
+    more = "; or MMDetection's CONFIG.py, its checkpoint next" if config else ""
+    parser.add_argument(
+        "model", help=f"a .yaml spec, a .mar archive, an exported .onnx, or a name in the model store{more}"
+    )
+    if config:
+        parser.add_argument("config_checkpoint", nargs="?", type=Path, metavar="CHECKPOINT", help="of CONFIG.py")
+        parser.add_argument("--allow-code", action="store_true", help="run a CONFIG.py that is more than a literal")
     parser.add_argument("--batch-sizes", default="1,4,8", metavar="N,N", help="eager takes 1 only (default: 1,4,8)")
     parser.add_argument("--threads", type=int, metavar="N", help="of torch and onnxruntime (default: the library's)")
     parser.add_argument("--repeat", "--repeat-num", type=int, default=3, metavar="N", help="turns per batch size")
@@ -217,6 +224,7 @@ def _in_process(args: argparse.Namespace) -> int:
     from dettools.image_files import find_images
 
     _heed_old_flags(args)
+    _heed_config(args)
     paths = find_images(args.images)
     try:
         batch_sizes = [int(part) for part in args.batch_sizes.split(",")]
@@ -232,6 +240,7 @@ def _in_process(args: argparse.Namespace) -> int:
         device=args.device,
         weights=args.weights,
         model_store=args.model_store,
+        allow_code=getattr(args, "allow_code", False),
         min_time_s=seconds(args.min_time),
         repeats=args.repeat,
         seed=args.seed,
@@ -257,6 +266,17 @@ def _in_process(args: argparse.Namespace) -> int:
     )
     _report(args, found, levels)
     return 130 if interrupted else 0
+
+
+def _heed_config(args: argparse.Namespace) -> None:
+    """Take the checkpoint that stands after a config for ``--weights``."""
+    given: Path | None = getattr(args, "config_checkpoint", None)
+    if given is None:
+        return
+    if not args.model.endswith(".py") or args.weights is not None:
+        got = f"--weights {args.weights} too" if args.weights else f"it after {args.model}"
+        raise DetserveError(f"checkpoint: got {given}, and {got}; expected CONFIG.py CHECKPOINT.pth. Correct the line.")
+    args.weights = given
 
 
 def _diff(args: argparse.Namespace) -> int:

@@ -1,4 +1,8 @@
-"""``detserve compare``: served against eager on the same images: table, JSON, two-panel pictures, exit code."""
+"""``detserve compare``: served against eager on the same images: table, JSON, two-panel pictures, exit code.
+
+compare MODEL IMAGE …                                   eager by the model store's spec
+compare CONFIG.py CHECKPOINT.pth --model MODEL IMAGE …  eager is MMDetection on these two files
+"""
 
 from __future__ import annotations
 
@@ -28,11 +32,28 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser = subparsers.add_parser(
         "compare",
         help="served against eager: the same detections, or which differ and why",
+        usage="detserve compare MODEL IMAGE [IMAGE …] [options]\n"
+        "       detserve compare CONFIG.py CHECKPOINT.pth --model MODEL IMAGE [IMAGE …] [options]",
         description="Run the same images through the endpoint and through eager inference, both with the same "
-        "threshold, and compare. Exit code 0: every image reaches the tier; 1: one does not; 2: usage.",
+        "threshold, and compare. With MMDetection's config and checkpoint eager is MMDetection on them, and masks are "
+        "compared where the served model has them. Exit code 0: every image reaches the tier; 1: one does not; 2: "
+        "usage.",
     )
-    parser.add_argument("model", help="name of the served model, and of its spec in the model store")
-    parser.add_argument("images", nargs="+", metavar="IMAGE", help="image file, folder or pattern")
+    parser.add_argument(
+        "inputs",
+        nargs="*",
+        metavar="MODEL IMAGE",
+        help="name of the served model, and of its spec in the model store; then image files, folders or patterns",
+    )
+    parser.add_argument(
+        "--model",
+        dest="served",
+        nargs="+",
+        default=[],
+        metavar="MODEL",
+        help="name of the served model, where CONFIG.py and CHECKPOINT.pth stand in its place",
+    )
+    parser.add_argument("--allow-code", action="store_true", help="run a CONFIG.py that is more than a literal")
     parser.add_argument("--work-dir", type=Path, metavar="DIR", help="write comparison.json and one picture per image")
     parser.add_argument("--score-threshold", type=float, default=0.05, metavar="S", help="default: %(default)s")
     parser.add_argument("--max-detections", type=int, default=100, metavar="N", help="default: %(default)s")
@@ -41,7 +62,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument("--weights", type=Path, metavar="FILE", help="eager model's weights (default: the spec's)")
     parser.add_argument("--model-store", type=Path, metavar="DIR", help="default: $DETSERVE_MODEL_STORE or model_store")
     parser.add_argument("--device", default="cpu", help="of eager inference (default: %(default)s)")
-    parser.add_argument("--masks", action="store_true", help="compare masks too")
+    parser.add_argument("--masks", action=_optional(), help="compare masks too (of CONFIG.py: where there are any)")
     parser.add_argument("--keypoints", action="store_true", help="compare keypoints too")
     parser.add_argument("--concurrency", type=int, default=8, metavar="N", help="requests at once (default: 8)")
     add_endpoint_arguments(parser)
@@ -49,28 +70,31 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.set_defaults(run=run)
 
 
+def _optional() -> type[argparse.Action]:
+    import argparse
+
+    return argparse.BooleanOptionalAction
+
+
 def run(args: argparse.Namespace) -> int:
     """Compare; return the exit code."""
-    from detserve.eager import load_eager
-    from detserve.model_store import default_model_store
     from rich.console import Console
 
     from dettools.comparison import compare_images
     from dettools.image_files import find_images, unique_stems
     from dettools.reports.tables import print_comparison
 
+    _take_inputs(args)
     paths = find_images(args.images)
     stems = unique_stems(paths)
     pool = ThreadPoolExecutor(max(1, args.concurrency))
     images: list[ImageComparison] = []
-    store = args.model_store or default_model_store()
     try:
         with Clients(Endpoint.of(args)) as clients:
             try:
+                _heed_masks(args, clients)
                 served = _send(args, paths, pool, clients)
-                eager = load_eager(
-                    args.model, model_store=store, spec=args.spec, weights=args.weights, device=args.device
-                )
+                eager = _eager(args)
                 print(f"eager: {eager.source}", file=sys.stderr)
                 for path, answer in zip(paths, served, strict=True):
                     images.append(_compare(args, path, answer, eager))
@@ -91,6 +115,65 @@ def run(args: argparse.Namespace) -> int:
         document = {**comparison.to_json(per_image=False), "model": args.model, "eager_source": eager.source}
         print(json.dumps({**document, "report": report}))
     return 0 if comparison.passed else 1
+
+
+def _take_inputs(args: argparse.Namespace) -> None:
+    """Tell the two forms of the command line apart: ``model``, ``images``, and ``config`` and ``weights`` or None.
+
+    Raises:
+        DetserveError: it is neither of them.
+    """
+    from detserve.errors import DetserveError
+
+    # What follows the name after --model are images, or everything when the option stands first.
+    inputs = [*args.inputs, *args.served[1:]]
+    args.config = None
+    if inputs and inputs[0].endswith(".py"):
+        if not args.served or len(inputs) < 3:
+            raise DetserveError(
+                f"got {' '.join(inputs)}{'' if args.served else ' and no --model'}, expected CONFIG.py CHECKPOINT.pth "
+                "--model MODEL IMAGE …. Complete the command line."
+            )
+        if args.spec or args.weights:
+            raise DetserveError(
+                f"got {'--spec' if args.spec else '--weights'} with {inputs[0]}, whose checkpoint follows it. Drop one."
+            )
+        args.config, args.weights = Path(inputs[0]), Path(inputs[1])
+        args.model, args.images = args.served[0], inputs[2:]
+        return
+    if args.served:
+        # `--model NAME` alone says the same as the name in its place.
+        inputs = [args.served[0], *inputs]
+    if len(inputs) < 2:
+        got = " ".join(inputs) or "nothing"
+        raise DetserveError(f"got {got}, expected MODEL IMAGE …: a served model's name and images. Give both.")
+    args.model, *args.images = inputs
+
+
+def _heed_masks(args: argparse.Namespace, clients: Clients) -> None:
+    from detserve.errors import ClientError
+
+    if args.masks is not None or args.config is None:
+        args.masks = bool(args.masks)
+        return
+    try:
+        described = clients.mine().describe(args.model)
+    except ClientError:
+        described = {}  # not one of ours: it is asked for boxes
+    args.masks = "masks" in described.get("capabilities", [])
+
+
+def _eager(args: argparse.Namespace) -> EagerModel:
+    if args.config is not None:
+        from detserve.eager_mmdet import load_mmdet
+
+        return load_mmdet(args.config, args.weights, device=args.device, allow_code=args.allow_code)
+
+    from detserve.eager import load_eager
+    from detserve.model_store import default_model_store
+
+    store = args.model_store or default_model_store()
+    return load_eager(args.model, model_store=store, spec=args.spec, weights=args.weights, device=args.device)
 
 
 def _send(
