@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -178,6 +179,30 @@ class TestWithMmdetection:
         assert "aten.grid_sampler_2d" in {one.name for one in attention.operators}
         assert any("weighing them is listed as arithmetic" in note for note in attention.notes)
         assert "aten.mul" in {one.operator for one in attention.uncounted}
+
+    @pytest.mark.parametrize(
+        "name", ["retinanet/retinanet_r50_fpn_1x_coco.py", "deformable_detr/deformable-detr_r50_16xb2-50e_coco.py"]
+    )
+    def test_operator_by_operator_it_is_what_the_original_s_counter_finds(self, name):
+        from detserve.mmdet_config import read_config
+        from mmengine.analysis import FlopAnalyzer
+
+        subject = MmdetSubject(read_config(packaged(name)).values, name)
+        ours = {one.name: one.macs for one in subject.count((64, 64)).operators}
+        network = subject._network
+        meta = dict.fromkeys(("img_shape", "ori_shape", "pad_shape", "batch_input_shape"), (64, 64))
+        from mmdet.structures import DetDataSample
+
+        samples = [DetDataSample(metainfo=meta)]
+        network.forward = partial(network.forward, data_samples=samples)
+        counter = FlopAnalyzer(network, (torch.rand(1, 3, 64, 64),))
+        theirs = counter.unsupported_ops_warnings(enabled=False).uncalled_modules_warnings(enabled=False).by_operator()
+        assert ours["aten.convolution"] == theirs["conv"]
+        assert ours.get("aten.addmm", 0) + ours.get("aten.mm", 0) == theirs["linear"]
+        assert ours.get("aten.bmm", 0) == theirs["bmm"]
+        assert ours.get("aten.grid_sampler_2d", 0) == theirs["grid_sampler"]
+        # It counts norms and resizing too, which are small.
+        assert sum(theirs.values()) == pytest.approx(sum(ours.values()), rel=0.01)
 
     def test_a_fixed_number_of_proposals_is_no_range(self):
         from detserve.mmdet_config import read_config
