@@ -3,11 +3,20 @@
 import json
 
 import pytest
+import torch
 from checkout import ROOT
 from dettools.cli import main
 from dettools.datasets.scenes import write_dataset
 
 SPEC = ROOT / "model_store" / "shapes" / "shapes.yaml"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
