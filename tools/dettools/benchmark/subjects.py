@@ -145,7 +145,7 @@ def open_eager(
             raise InProcessError(f"model: got {model} alone, expected its checkpoint too: CONFIG.py CHECKPOINT.pth.")
         loaded = load_mmdet(Path(model), weights, device=where, allow_code=allow_code)
     else:
-        loaded = load_eager(model, model_store=store, weights=weights, device=where)
+        loaded = load_eager(model, model_store=store, weights=weights, device=where, allow_code=allow_code)
     if threads is not None and not loaded.source.startswith(("torchvision", "MMDetection")):
         raise InProcessError(
             f"threads: got {threads}, but eager runs an ONNX file with onnxruntime's own choice of threads. "

@@ -53,7 +53,11 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         metavar="MODEL",
         help="name of the served model, where CONFIG.py and CHECKPOINT.pth stand in its place",
     )
-    parser.add_argument("--allow-code", action="store_true", help="run a CONFIG.py that is more than a literal")
+    parser.add_argument(
+        "--allow-code",
+        action="store_true",
+        help="run a config of MMDetection that is more than a literal, and import its custom_imports",
+    )
     parser.add_argument("--work-dir", type=Path, metavar="DIR", help="write comparison.json and one picture per image")
     parser.add_argument("--score-threshold", type=float, default=0.05, metavar="S", help="default: %(default)s")
     parser.add_argument("--max-detections", type=int, default=100, metavar="N", help="default: %(default)s")
@@ -173,7 +177,14 @@ def _eager(args: argparse.Namespace) -> EagerModel:
     from detserve.model_store import default_model_store
 
     store = args.model_store or default_model_store()
-    return load_eager(args.model, model_store=store, spec=args.spec, weights=args.weights, device=args.device)
+    return load_eager(
+        args.model,
+        model_store=store,
+        spec=args.spec,
+        weights=args.weights,
+        device=args.device,
+        allow_code=args.allow_code,
+    )
 
 
 def _send(

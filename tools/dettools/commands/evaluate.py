@@ -53,7 +53,11 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     data.add_argument("--config", type=Path, metavar="CONFIG.py", help="take the data set from there; it is not run")
     data.add_argument("--split", choices=("test", "val", "train"), default="test", help="default: %(default)s")
     data.add_argument("--dataset", type=int, metavar="N", help="which one, from 1, where the config joins several")
-    data.add_argument("--allow-code", action="store_true", help="run a config that is more than a literal")
+    data.add_argument(
+        "--allow-code",
+        action="store_true",
+        help="run a config of MMDetection that is more than a literal, and import its custom_imports",
+    )
     parser.add_argument(
         "--out", type=Path, metavar="DIR",
         help="results.json, metrics.json, report.html and the journal to go on from (default: out/evaluate/MODEL)",
@@ -173,6 +177,7 @@ def _request(args: argparse.Namespace) -> Request:
         spec=args.spec,
         weights=args.weights,
         device=args.device,
+        allow_code=args.allow_code,
     )
 
 

@@ -39,6 +39,11 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "--ap-tolerance", type=float, default=0.005, metavar="AP", help="it may be below by this (default: %(default)s)"
     )
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N, for the images (default: cpu)")
+    parser.add_argument(
+        "--allow-code",
+        action="store_true",
+        help="import what an MMDetection model's config names; it runs here",
+    )
     parser.add_argument("--model-store", type=Path, metavar="DIR", help="default: $DETSERVE_MODEL_STORE or model_store")
     parser.add_argument("--json", action="store_true", help="print one JSON document as the last line")
     parser.set_defaults(run=run)
@@ -53,9 +58,11 @@ def run(args: argparse.Namespace) -> int:
     is_spec = Path(args.model).suffix in _SPECS
     is_file = Path(args.model).suffix == ".onnx"
     model = Path(args.model) if is_spec or is_file else find_archive(args.model, store)
-    document: dict[str, Any] = (
-        {"model": str(model)} if is_spec else _verify_exported(model) if is_file else _verify_archive(model)
-    )
+    document: dict[str, Any] = {"model": str(model)}
+    if is_file:
+        document = _verify_exported(model)
+    elif not is_spec:
+        document = _verify_archive(model, allow_code=args.allow_code)
     verified = is_spec or document["verified"]
     if args.images is not None:
         check = _verify_labelled(args, model, store)
@@ -67,10 +74,10 @@ def run(args: argparse.Namespace) -> int:
     return 0 if verified else 1
 
 
-def _verify_archive(path: Path) -> dict[str, Any]:
+def _verify_archive(path: Path, *, allow_code: bool) -> dict[str, Any]:
     from detserve.archive import verify_archive
 
-    found = verify_archive(path)
+    found = verify_archive(path, allow_code=allow_code)
     for note in found.notes:
         print(f"verify: note: {note}", file=sys.stderr)
     golden = _golden(found.golden_detections, found.drift)
@@ -87,7 +94,7 @@ def _verify_archive(path: Path) -> dict[str, Any]:
 
 def _golden(detections: int | None, drift: str) -> str:
     if detections is None:
-        return "no golden image"
+        return "no golden detections reproduced"
     return f"golden check FAILED: {drift}" if drift else f"{detections} golden detections reproduced"
 
 
@@ -125,6 +132,7 @@ def _verify_labelled(args: argparse.Namespace, model: Path, store: Path) -> Labe
             model_store=store,
             weights=args.weights,
             device=args.device,
+            allow_code=args.allow_code,
             on_progress=lambda what: print(f"verify: {what}", file=sys.stderr),
         ) as detector,
     ):

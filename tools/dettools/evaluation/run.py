@@ -69,6 +69,7 @@ class Request:
         classes: the data set's categories of these names alone; empty for all.
         spec: of the eager reference, where it is not that of ``model``.
         weights: a checkpoint instead of that spec's.
+        allow_code: a config of MMDetection may be run, and what it imports.
         margin: of the certificate, as a fraction of AP.
     """
 
@@ -97,6 +98,7 @@ class Request:
     weights: Path | None = None
     device: str = "cpu"
     classes: tuple[str, ...] = ()
+    allow_code: bool = False
 
     def __post_init__(self) -> None:
         checks = {
@@ -239,7 +241,9 @@ def _runtime(
     from dettools.evaluation.local_answerers import RuntimeAnswerer
     from dettools.local_detector import open_detector
 
-    with open_detector(model, model_store=request.model_store, weights=weights, device=request.device) as detector:
+    with open_detector(
+        model, model_store=request.model_store, weights=weights, device=request.device, allow_code=request.allow_code
+    ) as detector:
         floor = detector.spec.serving.min_score_threshold
         asked = asked or replace(request.asked, score_threshold=max(request.score_threshold, floor))
         yield RuntimeAnswerer(detector, asked=asked, batch_size=request.batch_size)
@@ -324,6 +328,7 @@ def _reference(request: Request, asked: Options) -> Iterator[Answerer]:
         spec=request.spec,
         weights=request.weights,
         device=request.device,
+        allow_code=request.allow_code,
     )
     yield EagerAnswerer(model, asked=asked)
 
