@@ -17,6 +17,7 @@ from dethandlers.spec import Spec
 from detserve.checkpoint import load_state_dict
 from detserve.eager_exported import ExportedEager
 from detserve.eager_image import decode_rgb as decode_rgb
+from detserve.eager_mmdet_onnx import MmdetOnnxEager
 from detserve.eager_onnx import ONNX_REFERENCES
 from detserve.eager_torchvision import TorchvisionEager as TorchvisionEager
 from detserve.errors import CheckpointError, DetserveError, SpecError
@@ -161,6 +162,8 @@ def eager_from_archive(archive: Path, *, device: str = "cpu", allow_code: bool =
 def _onnx_reference(spec: Spec, weights: Path, *, source: str) -> EagerModel:
     if spec.family == "torchvision":
         return ExportedEager(spec, weights, source=source)
+    if spec.family == "mmdet_onnx":
+        return MmdetOnnxEager(spec, weights, source=source)
     if spec.family not in ONNX_REFERENCES:
         raise SpecError(
             f"family: got {spec.family!r}, which has no eager reference; expected torchvision, "

@@ -25,6 +25,34 @@ Outputs = Mapping[str, npt.NDArray[Any]]
 """One image's outputs by name, without their batch dimension."""
 
 
+def open_on_cpu(weights: Path, kind: str) -> tuple[Any, str]:
+    """Open an ONNX file by onnxruntime on the CPU; return the session and onnxruntime's version.
+
+    Args:
+        weights: the file.
+        kind: what is expected, for the message.
+
+    Raises:
+        CheckpointError: onnxruntime cannot load it.
+        DetserveError: onnxruntime is missing.
+    """
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise DetserveError("eager needs onnxruntime for an ONNX file. Install detserve[onnx].") from error
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    # The bytes, because an archive's unpacked file is gone after this.
+    content = weights.read_bytes()
+    try:
+        session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's exceptions share no root
+        raise CheckpointError(
+            f"weights {weights.name}: onnxruntime cannot load it ({error}). Expected {kind} in ONNX format."
+        ) from error
+    return session, str(onnxruntime.__version__)
+
+
 class OnnxEager(ABC):
     """An ONNX file with a fixed input whose boxes are chosen outside of it.
 
@@ -36,24 +64,11 @@ class OnnxEager(ABC):
     kind: str
 
     def __init__(self, spec: Spec, weights: Path, *, source: str) -> None:
-        try:
-            import onnxruntime
-        except ImportError as error:
-            raise DetserveError("eager needs onnxruntime for an ONNX file. Install detserve[onnx].") from error
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3
-        # The bytes, because an archive's unpacked file is gone after this.
-        content = weights.read_bytes()
-        try:
-            self._session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # onnxruntime's exceptions share no root
-            raise CheckpointError(
-                f"weights {weights.name}: onnxruntime cannot load it ({error}). Expected {self.kind} in ONNX format."
-            ) from error
+        self._session, version = open_on_cpu(weights, self.kind)
         self.provider = str(self._session.get_providers()[0])
         self.spec = spec
         self.categories = spec.categories
-        self.source = f"onnxruntime {onnxruntime.__version__} on the CPU with a plain decoding, {source}"
+        self.source = f"onnxruntime {version} on the CPU with a plain decoding, {source}"
         self._label_of = {category.model_label: label for label, category in enumerate(spec.categories)}
 
     @abstractmethod
