@@ -24,8 +24,12 @@ PACKAGES = {
     "dettools": ("tools", {"dethandlers", "detserve"}),
 }
 WORKER_MAY_IMPORT = {"torch", "torchvision", "numpy", "PIL", "safetensors"}
-# A runtime imports its own framework, and only when it is asked for.
-WORKER_MAY_IMPORT_LAZILY = {"runtimes/onnx_runtime.py": {"onnxruntime"}}
+# A runtime or family imports its own framework, and only when it is asked for.
+WORKER_MAY_IMPORT_LAZILY = {
+    "runtimes/onnx_runtime.py": {"onnxruntime"},
+    "mmdet_model.py": {"mmcv", "mmdet", "mmengine"},
+    "mmdet_fusion.py": {"mmcv"},
+}
 PRINTING = {"rich", "PIL.ImageDraw", "PIL.ImageFont", "matplotlib"}
 PRINTERS = ("commands/", "cli.py", "reports/")
 # Its shapes are painted pixels of training images, not a report of a result.

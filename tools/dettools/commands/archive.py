@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dettools.archive_repair import original_unpacked
 from dettools.model_source import add_model_arguments, read_source, require_free_spec, write_spec
 
 if TYPE_CHECKING:
@@ -35,6 +34,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 def run(args: argparse.Namespace) -> int:
     """Build the archive; return the exit code."""
     from detserve.model_store import default_model_store
+
+    from dettools.archive_repair import original_unpacked
 
     store: Path = args.model_store or default_model_store()
     with original_unpacked(args, store) as notes:

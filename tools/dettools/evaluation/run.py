@@ -65,11 +65,9 @@ class Request:
         model: name of the served model; or a spec, an archive or an exported file, run in this process.
         endpoint: where the server is; None to run in this process.
         out: folder of the journal and the results.
-        limit: only the first N images.
-        classes: the data set's categories of these names alone; empty for all.
-        spec: of the eager reference, where it is not that of ``model``.
-        weights: a checkpoint instead of that spec's.
-        allow_code: a config of MMDetection may be run, and what it imports.
+        limit, classes: only the first N images, only these categories of the data set; without them all.
+        spec, weights: of the eager reference, where they are not those of ``model``.
+        allow_code: of MMDetection's configs.
         margin: of the certificate, as a fraction of AP.
     """
 
