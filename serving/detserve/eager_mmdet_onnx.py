@@ -23,6 +23,17 @@ from detserve.errors import SpecError
 Array = npt.NDArray[np.float64]
 
 
+_DEFAULTS = {
+    "scores": "sigmoid",
+    "factors": False,
+    "nms_pre": -1,
+    "least_objectness": -1.0,
+    "least_side": -1.0,
+    "nms": None,
+}
+"""Of `dethandlers.mmdet_decoding.Head`."""
+
+
 @dataclass(frozen=True)
 class _Rows:
     """Candidates in pixels of the input: ``boxes`` ``(N, 4)`` xyxy, ``scores`` and ``labels`` of the network."""
@@ -46,7 +57,7 @@ class MmdetOnnxEager:
         self.categories = spec.categories
         self.source = f"onnxruntime {version} on the CPU with a plain decoding, {source}"
         self._spec = spec
-        self._head: dict[str, Any] = spec.decoding.head
+        self._head: dict[str, Any] = _DEFAULTS | spec.decoding.head
         self._kinds = {
             "dense": self._dense,
             "queries": self._queries,
@@ -82,12 +93,12 @@ class MmdetOnnxEager:
         scale = np.asarray([rgb.shape[1] / resized[1], rgb.shape[0] / resized[0]] * 2)
         boxes = rows.boxes * scale
         wanted = np.asarray([label in self._label_of for label in rows.labels], dtype=bool)
-        least = self._head.get("least_side", -1)
+        least = self._head["least_side"]
         if least >= 0:
             wanted &= (boxes[:, 2] - boxes[:, 0] > least) & (boxes[:, 3] - boxes[:, 1] > least)
         places = np.flatnonzero(wanted)
         places = places[np.argsort(-rows.scores[places], kind="stable")]
-        if self._head.get("nms"):
+        if self._head["nms"]:
             places = self._suppressed(boxes, rows, places, self._head["nms"])
         places = places[:max_detections]
         return Detections(

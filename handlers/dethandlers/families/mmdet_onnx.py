@@ -24,7 +24,7 @@ class MmdetOnnxFamily:
     """An exported detector of MMDetection, run by onnxruntime.
 
     Raises:
-        ArtefactError: the spec names another runtime, or no head.
+        ArtefactError: the spec names another runtime, no head, or another preprocessing than MMDetection's.
     """
 
     capabilities: frozenset[str] = frozenset()
@@ -35,6 +35,11 @@ class MmdetOnnxFamily:
             raise ArtefactError(
                 f"family {spec.family!r}: got runtime {spec.runtime!r} and {'a' if spec.decoding.head else 'no'} "
                 "decoding.head, expected the spec of a file that `detserve export` wrote. Export the model."
+            )
+        if spec.preprocessing.resize not in ("fit", "stretch"):
+            raise ArtefactError(
+                f"preprocessing.resize: got {spec.preprocessing.resize!r} with family {spec.family!r}, expected fit or "
+                "stretch. Export the model again."
             )
         self.spec = spec
         self._head = read_head(spec.decoding.head)
