@@ -1,0 +1,91 @@
+"""The trained YOLOX-nano of MMDetection behind a real TorchServe: its photographs, and COCO AP through the endpoint."""
+
+import json
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from detserve.archive import build_archive
+from detserve.client import Client
+from detserve.mmdet_source import mmdet_spec_categories
+from detserve.spec import dump_spec, parse_spec
+from dettools.cli import main
+from mmdet_models import mmdet_warnings, needs_mmdet
+
+pytestmark = [
+    needs_mmdet,
+    *mmdet_warnings,
+    pytest.mark.server,
+    pytest.mark.shared_data,
+    pytest.mark.slow,
+    pytest.mark.timeout(1200),
+]
+
+
+@pytest.fixture(scope="module")
+def nano(shared_data):
+    return shared_data / "models" / "mmdet_yolox_nano"
+
+
+@pytest.fixture(scope="module")
+def expected(nano):
+    return json.loads((nano / "expected.json").read_text("utf-8"))
+
+
+@pytest.fixture(scope="module")
+def served(nano, serve, tmp_path_factory):
+    """The instance, and the folder with the spec and the archive."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    store = tmp_path_factory.mktemp("nano")
+    config, checkpoint = nano / "yolox_nano_8xb8-300e_coco.py", nano / "yolox_nano_mmdet.pth"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        described = {
+            "name": "nano",
+            "family": "mmdet",
+            "config": str(config),
+            "weights": str(checkpoint),
+            "categories": [vars(one) for one in mmdet_spec_categories(config, checkpoint)],
+            "serving": {"score_threshold": 0.01, "max_detections": 300, "batch_size": 8, "threads": 1},
+        }
+        spec = parse_spec(described, where="test", folder=store)
+        dump_spec(spec, store / "nano.yaml")
+        build_archive(spec, folder=store, out=store / "nano.mar")
+    yield serve([store / "nano.mar"], "nano"), store
+    torch.set_num_threads(threads)
+
+
+def test_the_photographs_give_what_is_published(served, shared_data, expected):
+    instance, _ = served
+    photos = expected["detections"]["photos"]
+    assert len(photos) >= 3
+    with Client.for_instance(instance) as client:
+        for name, rows in photos.items():
+            found = client.predict("nano", shared_data / "photos" / name, options={"score_threshold": 0.3})
+            assert [one["class_name"] for one in found] == [row["name"] for row in rows]
+            assert [one["class_label"] for one in found] == [row["label"] for row in rows]
+            np.testing.assert_allclose([one["score"] for one in found], [row["score"] for row in rows], atol=1e-3)
+            np.testing.assert_allclose([one["bbox"] for one in found], [row["bbox_xyxy"] for row in rows], atol=0.1)
+
+
+def test_ap_through_the_endpoint_is_eagers_and_the_published_one(served, shared_data, expected, tmp_path, capsys):
+    instance, store = served
+    folder = shared_data / "coco" / "liz50"
+    data = ["--images", folder / "val2017", "--annotations", folder / "instances_val2017.json"]
+    against = ["--against", "eager", "--instance", instance, "--concurrency", 8, "--out", tmp_path]
+    # As it was evaluated: every detection above the config's own threshold.
+    asked = ["--score-threshold", 0.01, "--max-detections", 300]
+    arguments = ["nano", *data, *against, *asked, "--model-store", store, "--json"]
+
+    code = main(["evaluate", *map(str, arguments)])
+
+    told = json.loads(capsys.readouterr().out.splitlines()[-1])
+    figures = told["metrics"]["bbox"]["figures"]
+    published = expected["coco_ap"]["config_score_thr_0_01"]
+    assert code == 0
+    assert (told["answered"], told["failed"]) == (50, 0)
+    assert told["certificate"]["ap_served"] == pytest.approx(told["certificate"]["ap_reference"], abs=1e-3)
+    assert figures["AP"] == pytest.approx(published["AP"], abs=3e-3)
+    assert figures["AP50"] == pytest.approx(published["AP50"], abs=3e-3)
