@@ -1,4 +1,4 @@
-"""Deformable operators in plain ones: torchvision's own convolution, attention by its definition, sizes free in ONNX."""
+"""Deformable operators in plain ones: torchvision's convolution, attention by its definition, sizes free in ONNX."""
 
 import itertools
 import math
