@@ -34,20 +34,31 @@ def resize_eight_bit(image: torch.Tensor, size: tuple[int, int]) -> torch.Tensor
     left, right, fraction = _places(width, size[1], image.device)
     # Beside the first and the last column there is nothing to mix in.
     fraction = torch.where((left < 0) | (left >= width - 1), torch.zeros_like(fraction), fraction)
+    upper, lower, share = _places(height, size[0], image.device)
+    upper, lower = upper.clamp(0, height - 1), lower.clamp(0, height - 1)
+    # A much smaller image needs few of the rows.
+    needed = torch.unique(torch.cat([upper, lower]))
+    image = image.index_select(1, needed)
     near, far = _weights(fraction)
-    rows = image.index_select(2, left.clamp(0, width - 1)).to(torch.int32).mul_(near)
-    rows += image.index_select(2, right.clamp(0, width - 1)).to(torch.int32).mul_(far)
-    upper, lower, fraction = _places(height, size[0], image.device)
-    near, far = (weight[:, None] for weight in _weights(fraction))
+    rows = _columns(image, left.clamp(0, width - 1)).to(torch.int32).mul_(near)
+    rows += _columns(image, right.clamp(0, width - 1)).to(torch.int32).mul_(far)
     rows >>= 4
-    mixed = rows.index_select(1, upper.clamp(0, height - 1)).mul_(near)
+    near, far = (weight[:, None] for weight in _weights(share))
+    mixed = rows.index_select(1, torch.searchsorted(needed, upper)).mul_(near)
     mixed >>= 16
-    below = rows.index_select(1, lower.clamp(0, height - 1)).mul_(far)
+    below = rows.index_select(1, torch.searchsorted(needed, lower)).mul_(far)
     below >>= 16
     mixed += below
     mixed += 2
     mixed >>= 2
     return mixed.clamp_(0, 255).to(torch.uint8)
+
+
+def _columns(image: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+    """Return some columns; on the CPU by NumPy, which takes bytes twenty times as fast."""
+    if image.device.type == "cpu":
+        return torch.from_numpy(image.numpy().take(places.numpy(), axis=2))
+    return image.index_select(2, places)
 
 
 def _places(length: int, wanted: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
