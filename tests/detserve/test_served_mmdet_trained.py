@@ -9,6 +9,7 @@ import torch
 from detserve.archive import build_archive
 from detserve.client import Client
 from detserve.mmdet_source import mmdet_spec_categories
+from detserve.model_store import spec_path
 from detserve.spec import dump_spec, parse_spec
 from dettools.cli import main
 from mmdet_models import mmdet_warnings, needs_mmdet
@@ -51,7 +52,8 @@ def served(nano, serve, tmp_path_factory):
             "serving": {"score_threshold": 0.01, "max_detections": 300, "batch_size": 8, "threads": 1},
         }
         spec = parse_spec(described, where="test", folder=store)
-        dump_spec(spec, store / "nano.yaml")
+        spec_path(store, "nano").parent.mkdir()
+        dump_spec(spec, spec_path(store, "nano"))
         build_archive(spec, folder=store, out=store / "nano.mar")
     yield serve([store / "nano.mar"], "nano"), store
     torch.set_num_threads(threads)
@@ -81,10 +83,11 @@ def test_ap_through_the_endpoint_is_eagers_and_the_published_one(served, shared_
 
     code = main(["evaluate", *map(str, arguments)])
 
-    told = json.loads(capsys.readouterr().out.splitlines()[-1])
+    said = capsys.readouterr()
+    assert code == 0, said.err
+    told = json.loads(said.out.splitlines()[-1])
     figures = told["metrics"]["bbox"]["figures"]
     published = expected["coco_ap"]["config_score_thr_0_01"]
-    assert code == 0
     assert (told["answered"], told["failed"]) == (50, 0)
     assert told["certificate"]["ap_served"] == pytest.approx(told["certificate"]["ap_reference"], abs=1e-3)
     assert figures["AP"] == pytest.approx(published["AP"], abs=3e-3)
