@@ -17,6 +17,7 @@ from typing import Any
 from detserve.errors import ArchiveError
 from detserve.mar import MANIFEST_FILE, check_archive, read_json_member
 from detserve.mmdet_config import ConfigError, read_config
+from detserve.spec import require_name
 
 _LARGEST_TEXT = 16 << 20
 _LARGEST_CHECKPOINT = 32 << 30
@@ -82,7 +83,7 @@ def is_original(path: Path) -> bool:
     return True
 
 
-def read_original(path: Path, folder: Path) -> OriginalArchive:
+def read_original(path: Path, folder: Path, *, name: str | None = None, version: str | None = None) -> OriginalArchive:
     """Take the config and the checkpoint out of an archive of MMDetection's `mmdet2torchserve.py`.
 
     Nothing in it is run: the config has to be literal, as that script writes it, and the checkpoint is only copied.
@@ -90,13 +91,18 @@ def read_original(path: Path, folder: Path) -> OriginalArchive:
     Args:
         path: the `.mar`.
         folder: where both are written, under their own names; it is made when it is not there.
+        name: of the model, instead of the archive's.
+        version: of the model, instead of the archive's.
 
     Raises:
+        SpecError: the name or the version is none that a model can have: it would lead out of the model store.
         ArchiveError: it is none of that script's, damaged, too large for the disk, or has members that lead out of it.
         ConfigError: the config in it is not a detector's, or would have to be run.
     """
     entries = _measured(path)
     model = _model_of(path)
+    name, version = name or str(model["modelName"]), version or str(model.get("modelVersion") or "1.0")
+    require_name(name, version, where=f"archive {path.name}")
     members = tuple(member.name for member in check_archive(path))
     names = {key: PurePosixPath(str(model.get(key) or "")).name for key in ("modelFile", "serializedFile", "handler")}
     checkpoint = names["serializedFile"]
@@ -105,9 +111,9 @@ def read_original(path: Path, folder: Path) -> OriginalArchive:
             f"archive {path.name}: got the weights {checkpoint or 'none'}, expected a checkpoint of MMDetection "
             f"({', '.join(_CHECKPOINTS)}). Pack the model's config and checkpoint instead."
         )
-    for name in (names["modelFile"], checkpoint):
-        if name not in entries:
-            raise ArchiveError(f"archive {path.name}: its manifest names {name}, which is not in it. Copy it again.")
+    for member in (names["modelFile"], checkpoint):
+        if member not in entries:
+            raise ArchiveError(f"archive {path.name}: its manifest names {member}, which is not in it. Copy it again.")
     _require_room(entries, names["modelFile"], checkpoint, path, folder)
     config, weights = folder / names["modelFile"], folder / checkpoint
     with zipfile.ZipFile(path) as archive:
@@ -120,8 +126,8 @@ def read_original(path: Path, folder: Path) -> OriginalArchive:
     return OriginalArchive(
         config,
         weights,
-        str(model["modelName"]),
-        str(model.get("modelVersion") or "1.0"),
+        name,
+        version,
         _notes(handler, members, {*names.values(), MANIFEST_FILE}),
         handler,
         str(model.get("configFile") or ""),

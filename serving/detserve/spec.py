@@ -144,11 +144,25 @@ def complete_categories(value: Any, *, where: str) -> Any:
     return [{"model_label": -1, **item} if isinstance(item, dict) else item for item in value]
 
 
+def require_name(name: str, version: str, *, where: str) -> None:
+    """Refuse a name or a version that a model cannot have; files are called by the name.
+
+    Raises:
+        SpecError: it is none.
+    """
+    if not NAME_PATTERN.fullmatch(name):
+        raise SpecError(
+            f"{where}: name: got {name!r}, expected letters, digits, '_', '-' and '.' only. Give another with --name."
+        )
+    if not VERSION_PATTERN.fullmatch(version):
+        raise SpecError(
+            f"{where}: version: got {version!r}, expected numbers with dots, such as 1.0. Give another with "
+            "--model-version."
+        )
+
+
 def _check(spec: Spec, where: str) -> None:
-    if not NAME_PATTERN.fullmatch(spec.name):
-        raise SpecError(f"{where}: name: got {spec.name!r}, expected letters, digits, '_', '-' and '.' only.")
-    if not VERSION_PATTERN.fullmatch(spec.version):
-        raise SpecError(f"{where}: version: got {spec.version!r}, expected numbers with dots, such as 1.0.")
+    require_name(spec.name, spec.version, where=where)
     if spec.family == "mmdet" and not spec.config:
         raise SpecError(f"{where}: config: missing, expected the path of MMDetection's config. Add it.")
     if spec.family not in FAMILIES:
