@@ -28,6 +28,7 @@ from dethandlers.errors import ArtefactError
 from dethandlers.families import Limits
 from dethandlers.mmcv_operators import provide
 from dethandlers.mmdet_fusion import fuse
+from dethandlers.mmdet_inference import MaskSwitch, decode_in_float32
 from dethandlers.mmdet_types import foreign_type
 
 MODULES_FOLDER = "modules"
@@ -98,7 +99,9 @@ class MmdetModel:
         with contextlib.redirect_stdout(sys.stderr):
             self.network: nn.Module = build_network(config, modules=modules)
             self._pipeline = build_pipeline(self.network.cfg)
+        decode_in_float32(self.network)
         self._cuts = Cuts(self.network)
+        self._masks = MaskSwitch(self.network)
 
     @classmethod
     def read(cls, path: Path) -> Self:
@@ -142,7 +145,8 @@ class MmdetModel:
         Raises:
             RuntimeError: the pipeline fails on this image.
         """
-        with quiet(), _as_runtime_errors("the test pipeline"):
+        # Several threads prepare images at once, and filters for warnings are the process's: none is changed here.
+        with _as_runtime_errors("the test pipeline"):
             made = self._pipeline({"img": image_bgr, "img_id": 0})
             data = {"inputs": [made["inputs"]], "data_samples": [made["data_samples"]]}
             data = self.network.data_preprocessor(data, False)  # type: ignore[operator]
@@ -165,6 +169,7 @@ class MmdetModel:
             RuntimeError: the model fails on these images.
         """
         self._cuts.set(limits.score_threshold, limits.max_detections)
+        self._masks.wanted = limits.masks
         with quiet(), _as_runtime_errors("the model"):
             # The heads write into the samples they are given.
             copies = [one.clone() for one in samples]
@@ -175,7 +180,7 @@ class MmdetModel:
         """Whether the model puts out masks; found out on a blank image."""
         with torch.inference_mode():
             pixels, sample = self.prepared(np.zeros((64, 64, 3), np.uint8))
-            (found,) = self.predict(pixels[None], [sample], Limits(0.99, 1))
+            (found,) = self.predict(pixels[None], [sample], Limits(0.99, 1, masks=True))
         return "masks" in found
 
 
@@ -306,7 +311,11 @@ def _as_tensors(sample: Any) -> dict[str, torch.Tensor]:
             f"MMDetection: got {', '.join(sample.keys()) or 'nothing'}, expected detections. "
             "Only configs of detection and instance segmentation are served."
         )
-    tensors = {"boxes": found.bboxes.detach(), "scores": found.scores.detach(), "labels": found.labels.detach()}
+    tensors = {
+        "boxes": found.bboxes.detach().float(),
+        "scores": found.scores.detach().float(),
+        "labels": found.labels.detach(),
+    }
     if "masks" in found:
         tensors["masks"] = torch.as_tensor(found.masks).detach()
     return tensors

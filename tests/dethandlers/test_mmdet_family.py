@@ -155,8 +155,8 @@ def test_an_image_on_which_the_pipeline_fails_costs_only_itself(detector):
     Image.new("RGB", (2000, 1)).save(out, "PNG")
     first, failed, second = ask(detector, [IMAGES[0], out.getvalue(), IMAGES[5]])
     assert isinstance(failed, RequestError)
-    assert failed.type == "inference_failed"
-    assert "the test pipeline" in failed.message
+    assert (failed.type, failed.code) == ("image_too_small", 400)
+    assert "2000×1 pixels, which this model's test pipeline resizes to nothing" in failed.message
     for answer, image in ((first, IMAGES[0]), (second, IMAGES[5])):
         assert_close(ask(detector, [image])[0].detections, answer.detections)
 

@@ -91,3 +91,42 @@ def test_a_norm_before_the_convolution_is_left_alone():
     from dethandlers.mmdet_fusion import fuse
 
     assert fuse(nn.Sequential(block(order=("norm", "conv", "act")))) == 0
+
+
+@torch.no_grad()
+def test_where_the_activation_comes_first_the_input_is_not_written_into():
+    from dethandlers.mmdet_fusion import fuse
+
+    network = nn.Sequential(block(order=("act", "conv", "norm")))
+    x = pixels()
+    kept, expected = x.clone(), network(x.clone())
+    assert fuse(network) == 1
+    torch.testing.assert_close(network(x), expected, atol=1e-5, rtol=1e-5)
+    assert torch.equal(x, kept)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("settings", [{"with_spectral_norm": True}, {"with_spectral_norm": True, "act": "ReLU"}])
+def test_a_weight_that_is_made_anew_before_each_call_is_left_alone(settings):
+    from dethandlers.mmdet_fusion import fuse
+
+    network = nn.Sequential(block(**settings))
+    expected = network(pixels())
+    torch.manual_seed(0)
+    assert fuse(network) == 0
+    assert expected.shape == (2, 4, 9, 7)
+
+
+@torch.no_grad()
+def test_a_block_whose_parts_its_owner_uses_is_left_alone():
+    provide()
+    from dethandlers.mmdet_fusion import fuse
+    from mmdet.models.dense_heads.tood_head import TaskDecomposition
+
+    decomposition = TaskDecomposition(8, 2, 2, norm_cfg={"type": "BN"}).eval()
+    with torch.no_grad():
+        decomposition.reduction_conv.norm.bias.normal_()
+    x = torch.randn(1, 16, 5, 5)
+    expected = decomposition(x)
+    assert fuse(nn.Sequential(decomposition)) == 0
+    assert torch.equal(decomposition(x), expected)

@@ -17,12 +17,15 @@ from safetensors.torch import load_file
 from torch import nn
 
 from dethandlers.detections import Detections
-from dethandlers.errors import ArtefactError
+from dethandlers.errors import ArtefactError, ImageError
 from dethandlers.families import Batch, Limits
 from dethandlers.mmdet_model import MmdetModel
 from dethandlers.postprocess import encode_rle
 from dethandlers.preprocess import Prepared
 from dethandlers.spec import Spec
+
+_NARROW = 100
+"""Ratio of the sides."""
 
 
 class MmdetFamily:
@@ -65,12 +68,16 @@ class MmdetFamily:
         """Run the test pipeline and the data preprocessor on one image.
 
         Raises:
+            ImageError: it is so narrow that nothing is left of it.
             RuntimeError: the pipeline fails on it.
         """
         if self._model is None:
             raise ArtefactError("family 'mmdet': the model was not built.")
         bgr = np.ascontiguousarray(image.permute(1, 2, 0).flip(-1).cpu().numpy())
-        pixels, sample = self._model.prepared(bgr)
+        try:
+            pixels, sample = self._model.prepared(bgr)
+        except RuntimeError as error:
+            raise _too_narrow(image) or error from error
         height, width = (int(side) for side in sample.metainfo["img_shape"][:2])
         return Prepared(pixels, (int(image.shape[-2]), int(image.shape[-1])), (height, width), sample)
 
@@ -91,6 +98,18 @@ class MmdetFamily:
             labels[known],
             masks=masks,
         ).filtered(0.0, limits.max_detections)
+
+
+def _too_narrow(image: torch.Tensor) -> ImageError | None:
+    """What to say of an image that a pipeline may have resized to no height or no width; None of other images."""
+    height, width = (int(side) for side in image.shape[-2:])
+    if max(height, width) < _NARROW * min(height, width):
+        return None
+    return ImageError(
+        f"got an image of {width}×{height} pixels, which this model's test pipeline resizes to nothing; expected sides "
+        f"of a ratio below {_NARROW}. Send a part of it.",
+        type="image_too_small",
+    )
 
 
 class _Core(nn.Module):
