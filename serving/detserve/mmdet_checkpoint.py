@@ -110,7 +110,8 @@ def mmdet_categories(
         config: flattened.
         named: the checkpoint's class names.
         of_dataset_type: class names that MMDetection knows for the config's data set type.
-        given: the user's categories; their model labels are taken, or their order where those are open (-1).
+        given: the user's categories. Model labels that they state are taken; open ones (-1) go by name when the
+            checkpoint, else the config, has the very same names, and by order when not.
 
     Raises:
         SpecError: no names, or not as many as the model has classes.
@@ -118,9 +119,10 @@ def mmdet_categories(
     model = config.get("model")
     count = model_class_count(model) if isinstance(model, Mapping) else None
     if given is not None:
+        places = _places(given, _named(config, named)[0])
         categories = tuple(
             Category(one.id, one.name, place if one.model_label < 0 else one.model_label)
-            for place, one in enumerate(given)
+            for place, one in zip(places, given, strict=True)
         )
         return _counted(categories, count, "the categories given")
     for names, source in (
@@ -134,6 +136,59 @@ def mmdet_categories(
         "categories: neither the checkpoint nor the config names the classes. MMDetection would take COCO's; give the "
         "annotation file that the model was trained with, or set metainfo of test_dataloader.dataset in the config."
     )
+
+
+def naming_notes(
+    config: Mapping[str, Any],
+    named: Sequence[str],
+    categories: Sequence[Category],
+    *,
+    of_dataset_type: Sequence[str] = (),
+) -> tuple[str, ...]:
+    """Tell people what is uncertain about a model's class names; nothing when they are the checkpoint's.
+
+    Args:
+        config: flattened.
+        named: the checkpoint's class names.
+        categories: as the spec has them, open model labels (-1) included.
+        of_dataset_type: class names that MMDetection knows for the config's data set type.
+    """
+    names = tuple(one.name for one in categories)
+    known, source = _named(config, named)
+    if any(one.model_label < 0 for one in categories):
+        if _same_names(names, known):
+            return ()
+        if not known:
+            return ("categories: joined to the model's labels by their order; neither checkpoint nor config names any",)
+        pairs = ((place, *pair) for place, pair in enumerate(zip(names, known, strict=False)) if pair[0] != pair[1])
+        place, ours, theirs = next(pairs, (0, "", ""))
+        differ = f"label {place} is {theirs!r} there and {ours!r} in the categories given" if ours else "counts differ"
+        return (f"categories: {source} names the classes otherwise ({differ}), so they were joined by their order",)
+    if named:
+        return ()
+    ordered = tuple(one.name for one in sorted(categories, key=lambda one: one.model_label))
+    if known and ordered == known:
+        return ("categories: named by the config (metainfo of its test data set); the checkpoint names none",)
+    if ordered == tuple(of_dataset_type):
+        kind = config_dataset_type(config)
+        return (f"categories: those of the config's data set type {kind}; neither checkpoint nor config names any",)
+    return ()
+
+
+def _named(config: Mapping[str, Any], named: Sequence[str]) -> tuple[tuple[str, ...], str]:
+    return (tuple(named), "the checkpoint") if named else (config_class_names(config), "the config")
+
+
+def _same_names(names: Sequence[str], known: Sequence[str]) -> bool:
+    return len(set(known)) == len(known) and sorted(names) == sorted(known)
+
+
+def _places(given: Sequence[Category], known: Sequence[str]) -> list[int]:
+    """Return each category's label among the known names when they are the same names, else its place."""
+    names = [one.name for one in given]
+    if _same_names(names, known):
+        return [list(known).index(name) for name in names]
+    return list(range(len(names)))
 
 
 def _counted(categories: tuple[Category, ...], count: int | None, source: str) -> tuple[Category, ...]:

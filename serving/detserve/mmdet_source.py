@@ -15,7 +15,13 @@ from dethandlers.spec import Source, Spec
 from safetensors.torch import save
 
 from detserve.errors import SpecError
-from detserve.mmdet_checkpoint import MmdetCheckpoint, config_dataset_type, mmdet_categories, read_checkpoint
+from detserve.mmdet_checkpoint import (
+    MmdetCheckpoint,
+    config_dataset_type,
+    mmdet_categories,
+    naming_notes,
+    read_checkpoint,
+)
 from detserve.mmdet_config import ConfigError, MmdetConfig, dump_config, load_config, read_config
 
 CONFIG_FILE = "config.py"
@@ -82,6 +88,8 @@ def mmdet_members(
     if imports:
         notes.append(f"{', '.join(imports)} ran, and will run in the worker")
     categories = mmdet_categories(config.values, read.class_names, given=spec.categories)
+    known = () if read.class_names else _names_of_dataset(config_dataset_type(config.values))
+    notes += naming_notes(config.values, read.class_names, spec.categories, of_dataset_type=known)
     try:
         network = build_network(config.values, modules=module_folders(spec, folder))
     except ArtefactError as error:
@@ -145,9 +153,7 @@ def _modules(spec: Spec, folder: Path) -> dict[str, bytes]:
             for file in files:
                 members[f"{MODULES_FOLDER}/{file.relative_to(path.parent).as_posix()}"] = file.read_bytes()
         else:
-            raise SpecError(
-                f"modules: got {name}, expected a .py file or a folder with some."
-            )
+            raise SpecError(f"modules: got {name}, expected a .py file or a folder with some.")
     return members
 
 

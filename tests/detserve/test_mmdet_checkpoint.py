@@ -9,6 +9,7 @@ from detserve.mmdet_checkpoint import (
     config_dataset_type,
     mmdet_categories,
     model_class_count,
+    naming_notes,
     read_checkpoint,
     require_fit,
 )
@@ -101,6 +102,44 @@ def test_given_categories_are_taken_in_their_order_or_by_their_labels():
     assert mmdet_categories(CONFIG, (), given=labelled) == tuple(labelled)
     with pytest.raises(SpecError, match="the categories given"):
         mmdet_categories(CONFIG, (), given=[Category(7, "a", 1), Category(9, "b", 2)])
+
+
+NAMED = CONFIG | {"test_dataloader": {"dataset": {"type": "CocoDataset", "metainfo": {"classes": ("cat", "dog")}}}}
+SWAPPED = (Category(2, "dog", -1), Category(1, "cat", -1))
+
+
+def test_given_categories_with_the_checkpoints_names_are_joined_by_name_whatever_their_order():
+    joined = (Category(2, "dog", 1), Category(1, "cat", 0))
+    assert mmdet_categories(CONFIG, ("cat", "dog"), given=SWAPPED) == joined
+    assert mmdet_categories(NAMED, (), given=SWAPPED) == joined
+    # The checkpoint knows better than the config, and who states labels better than both.
+    assert mmdet_categories(NAMED, ("dog", "cat"), given=SWAPPED) == (Category(2, "dog", 0), Category(1, "cat", 1))
+    stated = (Category(2, "dog", 0), Category(1, "cat", 1))
+    assert mmdet_categories(CONFIG, ("cat", "dog"), given=stated) == stated
+    for known in (("cat", "dog"), ("dog", "cat")):
+        assert naming_notes(CONFIG, known, SWAPPED) == ()
+
+
+def test_categories_that_are_named_otherwise_go_by_order_and_that_is_told():
+    given = (Category(1, "cat", -1), Category(2, "hound", -1))
+    assert mmdet_categories(CONFIG, ("cat", "dog"), given=given) == (Category(1, "cat", 0), Category(2, "hound", 1))
+    [note] = naming_notes(CONFIG, ("cat", "dog"), given)
+    assert "the checkpoint names the classes otherwise" in note
+    assert "label 1 is 'dog' there and 'hound' in the categories given" in note
+    assert "the config names the classes otherwise" in naming_notes(NAMED, (), given)[0]
+    assert "by their order; neither checkpoint nor config names any" in naming_notes(CONFIG, (), given)[0]
+    stated = (Category(1, "cat", 0), Category(2, "hound", 1))
+    assert naming_notes(CONFIG, ("cat", "dog"), stated) == ()
+
+
+def test_names_that_are_not_the_checkpoints_are_told():
+    categories = mmdet_categories(NAMED, ())
+    assert "named by the config" in naming_notes(NAMED, (), categories)[0]
+    bare = {"model": CONFIG["model"], "test_dataloader": {"dataset": {"type": "PetDataset"}}}
+    categories = mmdet_categories(bare, (), of_dataset_type=("cat", "dog"))
+    [note] = naming_notes(bare, (), categories, of_dataset_type=("cat", "dog"))
+    assert "data set type PetDataset" in note
+    assert naming_notes(NAMED, ("cat", "dog"), mmdet_categories(NAMED, ("cat", "dog"))) == ()
 
 
 def test_cocos_own_classes_get_cocos_ids():
