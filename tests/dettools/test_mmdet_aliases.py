@@ -90,6 +90,7 @@ def taken(*words):
         "c.py k.pth a.jpg b.jpg --model nano",
         "--model nano c.py k.pth a.jpg b.jpg",
         "c.py k.pth a.jpg --device cpu --model nano b.jpg",
+        "c.py --device cpu k.pth --model nano --work-dir out a.jpg --masks b.jpg",
     ],
 )
 def test_the_config_s_form_of_compare_takes_any_order(words):
@@ -102,6 +103,26 @@ def test_the_other_form_of_compare_is_as_it_was():
     args = taken("nano", "a.jpg", "b.jpg", "--weights", "k.pth")
     assert (args.model, args.images, args.config, str(args.weights)) == ("nano", ["a.jpg", "b.jpg"], None, "k.pth")
     assert taken("--model", "nano", "a.jpg").images == ["a.jpg"]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "nano --work-dir out a.jpg b.jpg",
+        "nano a.jpg --work-dir out b.jpg",
+        "--work-dir out nano --tier bit a.jpg --masks b.jpg",
+        "--model nano --work-dir out a.jpg b.jpg",
+    ],
+)
+def test_options_stand_between_the_inputs_of_compare(words):
+    args = taken(*words.split())
+    assert (args.model, args.images, str(args.work_dir)) == ("nano", ["a.jpg", "b.jpg"], "out")
+
+
+def test_an_unknown_option_of_compare_is_still_refused(capsys):
+    with pytest.raises(SystemExit):
+        taken("nano", "--tear", "bit", "a.jpg")
+    assert "unrecognized arguments: --tear" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -68,7 +68,7 @@ def benchmark_in_process(
         threads: of torch and of onnxruntime's session; None leaves what the spec or the library says.
         device: ``cpu`` or ``cuda``, ``cuda:1`` ….
         weights: a checkpoint instead of the spec's.
-        allow_code: such a config is run when it is not literal.
+        allow_code: a config that is not literal is run, and what it imports is imported.
         min_time_s: per batch size, over all its turns.
         repeats: turns per batch size.
         on_loaded: told what runs: runtime, version, device, threads, and what the figures include.
@@ -89,7 +89,7 @@ def benchmark_in_process(
         on_progress("eager runs one image at a time; batch sizes other than 1 are left out")
         sizes = [1]
     store = model_store or default_model_store()
-    opened = partial(open_eager, allow_code=allow_code) if kind == "eager" else open_runtime
+    opened = partial(open_eager if kind == "eager" else open_runtime, allow_code=allow_code)
     with torch_threads(threads), opened(model, weights, store, device, threads, on_progress) as loading:
         subject, described = loading
         on_loaded({"kind": kind, **described, "images": len(loaded)})

@@ -100,8 +100,12 @@ def open_runtime(
     device: str,
     threads: int | None,
     on_progress: Callable[[str], None],
+    *,
+    allow_code: bool = False,
 ) -> _Opened:
     """Load an artefact; a spec is packed into one first, in a temporary folder.
+
+    A model of MMDetection imports what its config names when ``allow_code`` says so.
 
     Yields:
         The subject, and what runs.
@@ -110,7 +114,13 @@ def open_runtime(
         DetserveError: it cannot be built or loaded here.
     """
     with open_detector(
-        model, model_store=store, weights=weights, device=device, threads=threads, on_progress=on_progress
+        model,
+        model_store=store,
+        weights=weights,
+        device=device,
+        threads=threads,
+        allow_code=allow_code,
+        on_progress=on_progress,
     ) as detector:
         includes = "decode, preprocess, forward, postprocess, JSON"
         yield RuntimeSubject(detector), {**detector.describe(), "includes": includes}

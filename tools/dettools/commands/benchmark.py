@@ -105,7 +105,11 @@ def _add_in_process(parser: argparse.ArgumentParser, *, config: bool) -> None:
     )
     if config:
         parser.add_argument("config_checkpoint", nargs="?", type=Path, metavar="CHECKPOINT", help="of CONFIG.py")
-        parser.add_argument("--allow-code", action="store_true", help="run a CONFIG.py that is more than a literal")
+    parser.add_argument(
+        "--allow-code",
+        action="store_true",
+        help="run a config of MMDetection that is more than a literal, and import its custom_imports",
+    )
     parser.add_argument("--batch-sizes", default="1,4,8", metavar="N,N", help="eager takes 1 only (default: 1,4,8)")
     parser.add_argument("--threads", type=int, metavar="N", help="of torch and onnxruntime (default: the library's)")
     parser.add_argument("--repeat", "--repeat-num", type=int, default=3, metavar="N", help="turns per batch size")
@@ -240,7 +244,7 @@ def _in_process(args: argparse.Namespace) -> int:
         device=args.device,
         weights=args.weights,
         model_store=args.model_store,
-        allow_code=getattr(args, "allow_code", False),
+        allow_code=args.allow_code,
         min_time_s=seconds(args.min_time),
         repeats=args.repeat,
         seed=args.seed,

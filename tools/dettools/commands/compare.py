@@ -10,13 +10,13 @@ import json
 import sys
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dettools.endpoint import Clients, Endpoint, add_endpoint_arguments, concerns_every_request
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from dethandlers.detections import Detections
     from detserve.eager import EagerModel
@@ -48,8 +48,6 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument(
         "--model",
         dest="served",
-        nargs="+",
-        default=[],
         metavar="MODEL",
         help="name of the served model, where CONFIG.py and CHECKPOINT.pth stand in its place",
     )
@@ -72,6 +70,23 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     add_endpoint_arguments(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON document as the last line")
     parser.set_defaults(run=run)
+    parser.parse_known_args = _taking_later_inputs(parser.parse_known_args)  # type: ignore[method-assign]
+
+
+def _taking_later_inputs(parse: Callable[..., tuple[Any, list[str]]]) -> Callable[..., tuple[Any, list[str]]]:
+    """Let options stand between the inputs: argparse gives a positional the first stretch of words alone.
+
+    Its own way out, `parse_intermixed_args`, knows no subcommands.
+    """
+
+    def parsed(words: Sequence[str] | None = None, namespace: Any = None) -> tuple[Any, list[str]]:
+        found, rest = parse(words, namespace)
+        if any(word.startswith("-") for word in rest):
+            return found, rest
+        found.inputs = [*(found.inputs or []), *rest]
+        return found, []
+
+    return parsed
 
 
 def _optional() -> type[argparse.Action]:
@@ -129,8 +144,7 @@ def _take_inputs(args: argparse.Namespace) -> None:
     """
     from detserve.errors import DetserveError
 
-    # What follows the name after --model are images, or everything when the option stands first.
-    inputs = [*args.inputs, *args.served[1:]]
+    inputs = list(args.inputs)
     args.config = None
     if inputs and inputs[0].endswith(".py"):
         if not args.served or len(inputs) < 3:
@@ -143,11 +157,11 @@ def _take_inputs(args: argparse.Namespace) -> None:
                 f"got {'--spec' if args.spec else '--weights'} with {inputs[0]}, whose checkpoint follows it. Drop one."
             )
         args.config, args.weights = Path(inputs[0]), Path(inputs[1])
-        args.model, args.images = args.served[0], inputs[2:]
+        args.model, args.images = args.served, inputs[2:]
         return
     if args.served:
         # `--model NAME` alone says the same as the name in its place.
-        inputs = [args.served[0], *inputs]
+        inputs = [args.served, *inputs]
     if len(inputs) < 2:
         got = " ".join(inputs) or "nothing"
         raise DetserveError(f"got {got}, expected MODEL IMAGE …: a served model's name and images. Give both.")
