@@ -17,8 +17,9 @@ def decode_in_float32(network: nn.Module) -> None:
     of the image's side, would work with coordinates of 10,000 px and more.
     """
     for module in network.modules():
-        if callable(getattr(module, "predict_by_feat", None)):
-            module.predict_by_feat = _in_float32(module.predict_by_feat)
+        predict: Any = getattr(module, "predict_by_feat", None)
+        if callable(predict):
+            setattr(module, "predict_by_feat", _in_float32(predict))  # noqa: B010 - no attribute of a Module to mypy
 
 
 class MaskSwitch:

@@ -4,6 +4,7 @@ import dataclasses
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 import zipfile
@@ -22,7 +23,7 @@ from detserve.errors import ArchiveError, CheckpointError, DetserveError, SpecEr
 from detserve.mar import MANIFEST_FILE, check_archive, unpacked, write_mar
 from dettools import cli
 from PIL import Image
-from random_detectors import RandomDetector, random_detector, random_images
+from random_detectors import NUM_CLASSES, RandomDetector, random_detector, random_images
 from safetensors.torch import load_file, save, save_file
 
 BUILDER = "ssdlite320_mobilenet_v3_large"
@@ -199,6 +200,10 @@ def test_frozen_norms_get_their_epsilon_and_a_note(source, detector, tmp_path):
     spec, folder = source
     # A model that was fine-tuned from pretrained weights has frozen norms, which keep no num_batches_tracked.
     frozen = {name: value for name, value in detector.state.items() if "num_batches_tracked" not in name}
+    # And one that holds everything for background sees nothing, however low the threshold.
+    for name in [name for name in frozen if re.search(r"classification_head\.module_list\.\d\.1\.bias$", name)]:
+        frozen[name] = frozen[name].clone()
+        frozen[name][::NUM_CLASSES] += 1e6
     save_file(frozen, tmp_path / "frozen.safetensors")
     Image.new("RGB", (64, 48)).save(tmp_path / "black.png")
     blind = dataclasses.replace(spec, serving=Serving(score_threshold=1.0))

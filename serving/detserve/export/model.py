@@ -19,7 +19,7 @@ from typing import Any
 from dethandlers.artefact import Golden, digest_file
 from dethandlers.spec import Source, Spec
 
-from detserve.archive import checkpoint_path, golden_detections, golden_image_of
+from detserve.archive import checkpoint_path
 from detserve.checkpoint import load_state_dict
 from detserve.eager import eager_from_source
 from detserve.errors import ExportError
@@ -27,6 +27,7 @@ from detserve.export.exporters import EXPORTERS, FREE_AXES, ExportOptions, expor
 from detserve.export.onnx_file import ExportFacts, write_described
 from detserve.export.rehearsal import Rehearsal, rehearse
 from detserve.export.tracing import check_opset
+from detserve.golden_image import golden_detections, golden_image_of
 from detserve.resolve import resolve_spec
 
 
