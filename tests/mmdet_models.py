@@ -67,7 +67,7 @@ _KEPT = -1000.0
 _LAYERS: list[tuple[str, float, float]] = [
     (r"rpn_cls", 1.0, 0.0),
     (r"rpn_reg", 0.2, 0.0),
-    (r"fc_cls", 2.0, 0.0),
+    (r"fc_cls", 1.0, 0.0),
     (r"roi_head\.bbox_head(\.\d)?\.fc_reg", 0.5, 0.0),
     (r"bbox_head\.fc_reg", 1.0, 0.0),
     (r"mask_head\.conv_logits", 2.0, 0.0),
@@ -288,6 +288,8 @@ def _cut(model: MmdetModel, prepared: list) -> tuple[float, str]:
     wanted = min(float(one[22]) for one in scores)
     every = torch.cat(scores).sort().values
     below = every[every <= wanted][-20:]
+    if len(below) < 2:
+        return 0.0, f"no gap between two scores at or below {wanted:.3f}: nothing to cut in"
     place = int((below[1:] - below[:-1]).argmax())
     threshold = float((below[place] + below[place + 1]) / 2)
     if max(int((one >= threshold).sum()) for one in scores) == MOST:

@@ -20,8 +20,8 @@ from detserve.spec import parse_spec
 from mmdet_models import IMAGES, MAX_DETECTIONS, RandomModel, mmdet_warnings, needs_mmdet, random_model
 
 MASKS = ("mask_rcnn", "rtmdet_ins")
-EVERY_CHANGE = [("yolox", "rtmdet_ins", "mask_rcnn"), ("fcos", "ssd", "detr")]
-NIGHTLY = [("faster_rcnn", "cascade_rcnn", "retinanet", "atss"), ("yolov3", "rtmdet", "deformable_detr", "dino")]
+EVERY_CHANGE = [("yolox", "rtmdet_ins", "mask_rcnn"), ("fcos", "detr")]
+NIGHTLY = [("faster_rcnn", "cascade_rcnn", "retinanet", "atss"), ("yolov3", "rtmdet", "ssd", "deformable_detr", "dino")]
 # Long enough for eight requests of one burst, short enough for eight single ones.
 SERVING = {"batch_size": 8, "max_batch_delay_ms": 400, "threads": 1, "response_timeout_s": 300}
 
