@@ -1,6 +1,6 @@
 """A model of MMDetection as its config describes it: built without running the config and without compiled operators.
 
-    config (a literal) ─► refuse types outside of the registries ─► mmcv's operators ─► MODELS.build ─► weights, all
+    config (a literal) ─► mmcv's operators ─► refuse what inference needs not ─► MODELS.build, isolated ─► weights, all
 
 The worker and the eager reference build their model here; what either does with an image is its own.
 """
@@ -24,17 +24,16 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
+from dethandlers.build_isolation import isolated
 from dethandlers.errors import ArtefactError
 from dethandlers.families import Limits
 from dethandlers.mmcv_operators import provide
 from dethandlers.mmdet_fusion import fuse
 from dethandlers.mmdet_inference import MaskSwitch, decode_in_float32
-from dethandlers.mmdet_types import foreign_type
+from dethandlers.mmdet_types import Part, for_inference, known_scopes, refused_type
 
 MODULES_FOLDER = "modules"
 """Beside an archive's config: the user's own modules that its ``custom_imports`` name."""
-_BUILT = ("model", "test_dataloader", "test_pipeline")
-"""The parts of a config from which something is built."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +96,7 @@ class MmdetModel:
     def __init__(self, config: Mapping[str, Any], *, modules: Sequence[Path] = ()) -> None:
         # MMDetection prints where nobody has set up its logger, and the worker's first line is read by its server.
         with contextlib.redirect_stdout(sys.stderr):
-            self.network: nn.Module = build_network(config, modules=modules)
+            self.network: nn.Module = build_network(config, modules=modules, allow_code=True)
             self._pipeline = build_pipeline(self.network.cfg)
         decode_in_float32(self.network)
         self._cuts = Cuts(self.network)
@@ -224,27 +223,25 @@ def custom_imports(config: Mapping[str, Any]) -> list[str]:
     return [named] if isinstance(named, str) else [str(name) for name in named]
 
 
-def build_network(config: Mapping[str, Any], *, modules: Sequence[Path] = ()) -> Any:
-    """Build a config's model, without weights; its ``cfg`` is the config.
-
-    What ``custom_imports`` names is imported, so whoever calls this trusts the config that far.
+def build_network(config: Mapping[str, Any], *, modules: Sequence[Path] = (), allow_code: bool = False) -> Any:
+    """Build a config's model, without weights; its ``cfg`` is the config, without what only training needs.
 
     Args:
         config: flattened.
-        modules: folders where those modules are looked for first, from then on.
+        modules: folders where the modules that it imports are looked for first, from then on.
+        allow_code: modules that the config names under ``custom_imports`` are imported; they run as code.
 
     Raises:
-        ArtefactError: MMDetection is not installed, a type is none of the registries', or the model does not build.
+        ArtefactError: MMDetection is not installed, code is wanted and not allowed, a class must not be built, or the
+            model does not build.
     """
     require_mmdet()
     imports = custom_imports(config)
-    scopes = [name.partition(".")[0] for name in imports]
-    foreign = foreign_type({key: config[key] for key in _BUILT if key in config}, scopes)
-    if foreign:
-        raise ArtefactError(f"config: {foreign} Correct the config.")
-    scope = config.get("default_scope") or "mmdet"
-    if scope not in ("mmdet", *scopes):
-        raise ArtefactError(f"config: got default_scope {scope!r}, expected mmdet, or a package of custom_imports.")
+    if imports and not allow_code:
+        raise ArtefactError(
+            f"config: got custom_imports {', '.join(imports)}, which run when the model is built. "
+            "Allow them with --allow-code if you trust them, or take them out."
+        )
     provide()
     with quiet():
         from mmdet.registry import MODELS
@@ -255,20 +252,25 @@ def build_network(config: Mapping[str, Any], *, modules: Sequence[Path] = ()) ->
         from mmengine.utils import import_modules_from_strings
 
         logging.getLogger("mmengine").setLevel(logging.ERROR)
-        settings = Config(copy.deepcopy(dict(config)))
+        settings = Config(copy.deepcopy(dict(config)) | {"model": for_inference(config.get("model"))})
         register_all_modules(init_default_scope=False)
-        init_default_scope(scope)
         try:
             # They stay there: a module may import another only when it runs.
             sys.path[:0] = [str(one) for one in modules if imports and one.is_dir() and str(one) not in sys.path]
             import_modules_from_strings(imports or None)
-            _forget_pretrained(settings.model)
-            network = revert_sync_batchnorm(MODELS.build(settings.model))
+        except Exception as error:  # the user's code may raise any
+            raise ArtefactError(f"config: custom_imports cannot be imported ({_told(error)}).") from error
+        scope = config.get("default_scope") or "mmdet"
+        if scope not in known_scopes():
+            raise ArtefactError(f"config: got default_scope {scope!r}, expected one of {', '.join(known_scopes())}.")
+        init_default_scope(scope)
+        _refuse(settings.model, "model")
+        _refuse(_test_steps(settings), "pipeline")
+        try:
+            with isolated():
+                network = revert_sync_batchnorm(MODELS.build(settings.model))
         except Exception as error:  # a config's mistakes come as every kind
-            reason = str(error).strip().partition("\n")[0]
-            raise ArtefactError(
-                f"config: the model cannot be built ({type(error).__name__}: {reason[:300]})."
-            ) from error
+            raise ArtefactError(f"config: the model cannot be built ({_told(error)}).") from error
     for module in network.modules():
         # SSDHead never sets it, and the head's base asks for it at inference.
         if type(module).__name__ == "SSDHead" and not hasattr(module, "loss_cls"):
@@ -288,20 +290,44 @@ def build_pipeline(settings: Any) -> Any:
     """
     with quiet():
         from mmcv.transforms import Compose
-        from mmdet.utils import get_test_pipeline_cfg
 
         try:
-            pipeline = copy.deepcopy(get_test_pipeline_cfg(settings.copy()))
-            pipeline[0]["type"] = "mmdet.LoadImageFromNDArray"
+            steps = copy.deepcopy(_test_steps(settings))
+            steps[0]["type"] = "mmdet.LoadImageFromNDArray"
             # What it is told about reading files means nothing for pixels.
             kept = ("type", "to_float32", "color_type", "imdecode_backend")
-            for key in [key for key in pipeline[0] if key not in kept]:
-                del pipeline[0][key]
-            return Compose(pipeline)
+            for key in [key for key in steps[0] if key not in kept]:
+                del steps[0][key]
+            _refuse(steps, "pipeline")
+            with isolated():
+                return Compose(steps)
+        except ArtefactError:
+            raise
         except Exception as error:
-            raise ArtefactError(
-                f"config: the test pipeline cannot be built ({type(error).__name__}: {error})."
-            ) from error
+            raise ArtefactError(f"config: the test pipeline cannot be built ({_told(error)}).") from error
+
+
+def _test_steps(settings: Any) -> Any:
+    """The steps of the test pipeline as MMDetection finds them; none in a config that tests on nothing."""
+    from mmdet.utils import get_test_pipeline_cfg
+
+    try:
+        return get_test_pipeline_cfg(settings.copy())
+    except (AttributeError, LookupError, RuntimeError, TypeError):
+        return []
+
+
+def _refuse(values: Any, part: Part) -> None:
+    refused = refused_type(values, part)
+    if refused:
+        raise ArtefactError(f"config: {refused} Correct the config.")
+
+
+def _told(error: BaseException) -> str:
+    """An error in one line, with what caused it, which MMEngine leaves out."""
+    reason = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:300]}"
+    cause = error.__cause__ or error.__context__
+    return f"{reason}; {_told(cause)}" if cause and str(cause) not in str(error) else reason
 
 
 def _as_tensors(sample: Any) -> dict[str, torch.Tensor]:
@@ -319,14 +345,6 @@ def _as_tensors(sample: Any) -> dict[str, torch.Tensor]:
     if "masks" in found:
         tensors["masks"] = torch.as_tensor(found.masks).detach()
     return tensors
-
-
-def _forget_pretrained(model: Any) -> None:
-    """The backbone's own weights would be fetched; the checkpoint's replace them anyway."""
-    for part in (model, model.get("detector") or {}):
-        backbone = part.get("backbone")
-        if backbone and "init_cfg" in backbone:
-            backbone["init_cfg"] = None
 
 
 def _most(network: Any) -> int:

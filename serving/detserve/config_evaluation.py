@@ -6,7 +6,7 @@ the few methods by which configs change a dict or a list.
 
 import ast
 import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sized
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,10 @@ from detserve.errors import SpecError
 
 BASE = "_base_"
 _LARGEST = 1_000_000
+_MOST_VALUES = 300_000
+_STEPS = 200_000
+_DEEPEST = 100
+_LARGEST_NUMBER = 2**1024
 _CHANGING: dict[type, set[str]] = {dict: {"update", "pop"}, list: {"append", "extend", "insert", "pop"}}
 _FUNCTIONS: dict[str, Callable[..., Any]] = {"dict": dict, "list": list, "tuple": tuple, "len": len, "float": float}
 _OPERATORS: dict[type[ast.operator] | type[ast.unaryop], Callable[..., Any]] = {
@@ -36,6 +40,40 @@ class ConfigError(SpecError):
 
 class NotLiteralError(ConfigError):
     """A config needs more than evaluating its assignments: it would have to be run."""
+
+
+class Budget:
+    """Bounds what a config holds, counted as if nothing were shared: a few lines can name a value a billion times.
+
+    Args:
+        path: of the config, for messages.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._left = _MOST_VALUES
+
+    def count(self, value: Any, depth: int = 0) -> None:
+        """Count a value with all that lies in it.
+
+        Raises:
+            ConfigError: there are too many, or they lie too deep.
+        """
+        self._left -= 1
+        if isinstance(value, str):
+            self._left -= len(value) // 64
+        if self._left < 0 or depth > _DEEPEST:
+            raise ConfigError(
+                f"config {self.path.name}: got more than {_MOST_VALUES} values, or more than {_DEEPEST} within each "
+                "other."
+            )
+        if isinstance(value, dict):
+            for key, inner in value.items():
+                self.count(key, depth + 1)
+                self.count(inner, depth + 1)
+        elif isinstance(value, list | tuple | set):
+            for inner in value:
+                self.count(inner, depth + 1)
 
 
 class Evaluation:
@@ -91,8 +129,10 @@ class Evaluation:
                 owner = self.value(inner)
                 if type(owner) in _CHANGING and name in _CHANGING[type(owner)]:
                     options = {str(one.arg): self.value(one.value) for one in node.keywords}
+                    given = [self.value(one) for one in node.args]
                     try:
-                        getattr(owner, name)(*(self.value(one) for one in node.args), **options)
+                        _small(range(len(owner) + sum(len(_small(one)) for one in given if isinstance(one, Sized))))
+                        getattr(owner, name)(*given, **options)
                     except (TypeError, LookupError, ValueError) as error:
                         raise ConfigError(f"config {self._path.name}, line {node.lineno}: {error}.") from error
                     return
@@ -105,16 +145,18 @@ class Evaluation:
             NotLiteralError: it is more than data.
         """
         self._steps += 1
-        if self._steps > _LARGEST:
-            raise ConfigError(f"config {self._path.name}: needs more than {_LARGEST} steps.")
+        if self._steps > _STEPS:
+            raise ConfigError(f"config {self._path.name}: needs more than {_STEPS} steps.")
         try:
             found = self._value(node)
-        except (ArithmeticError, LookupError, TypeError, ValueError, RecursionError) as error:
+        except (ArithmeticError, LookupError, TypeError, ValueError, RecursionError, MemoryError) as error:
             raise ConfigError(
                 f"config {self._path.name}, line {node.lineno}: {type(error).__name__}: {error}."
             ) from error
         if isinstance(found, str | list | tuple) and len(found) > _LARGEST:
             raise ConfigError(f"config {self._path.name}, line {node.lineno}: got {len(found)} elements.")
+        if isinstance(found, int) and abs(found) > _LARGEST_NUMBER:
+            raise ConfigError(f"config {self._path.name}, line {node.lineno}: got a number that is too large.")
         return found
 
     def _value(self, node: ast.expr) -> Any:
@@ -135,11 +177,11 @@ class Evaluation:
             case ast.Call(
                 func=ast.Name(id="dict" | "list" | "tuple" | "len" | "float" as name), args=[inner], keywords=[]
             ):
-                return _FUNCTIONS[name](self.value(inner))
+                return _FUNCTIONS[name](_small(self.value(inner)))
             case ast.Call(func=ast.Name(id="range"), keywords=[]):
                 return range(*(self.value(one) for one in node.args))
             case ast.Call(func=ast.Attribute(attr="copy", value=inner), args=[], keywords=[]):
-                return dict(self.value(inner))
+                return dict(_small(self.value(inner)))
             case ast.ListComp():
                 return [self.value(node.elt) for _ in self._rounds(node.generators)]
             case ast.DictComp():
@@ -156,9 +198,13 @@ class Evaluation:
             case ast.Attribute() if isinstance(owner := self.value(node.value), dict):
                 return owner[node.attr]
             case ast.JoinedStr():
-                return "".join(str(self.value(one)) for one in node.values)
+                parts = [self.value(one) for one in node.values]
+                _small(range(sum(len(part) for part in parts)))
+                return "".join(parts)
             case ast.FormattedValue(conversion=-1, format_spec=None):
-                return str(self.value(node.value))
+                shown = self.value(node.value)
+                Budget(self._path).count(shown)
+                return str(shown)
             case _:
                 raise self._not_literal(node)
 
@@ -168,6 +214,7 @@ class Evaluation:
         if first.ifs or first.is_async:
             raise self._not_literal(first.target)
         before = dict(self._names)
+        self._steps += len(before) // 64
         for item in self.value(first.iter):
             self._assign(first.target, item)
             if others:
@@ -190,7 +237,7 @@ class Evaluation:
             times = next((one for one in (left, right) if isinstance(one, int)), 1)
             if sizes[0] * times > _LARGEST:
                 raise ValueError("too large")
-        if isinstance(node.op, ast.Pow) and abs(right) > 64:
+        if isinstance(node.op, ast.Pow) and (abs(right) > 64 or abs(left) > _LARGEST):
             raise ValueError("too large")
         if isinstance(node.op, ast.Mod) and not all(isinstance(one, int | float) for one in (left, right)):
             raise self._not_literal(node)
@@ -202,3 +249,14 @@ class Evaluation:
             f"config {self._path.name}, line {getattr(node, 'lineno', 0)}: "
             f"{source[:80]!r} is more than an assignment of data."
         )
+
+
+def _small(value: Any) -> Any:
+    """Give back what is about to be copied.
+
+    Raises:
+        ValueError: it has too many elements.
+    """
+    if isinstance(value, Sized) and len(value) > _LARGEST:
+        raise ValueError("too large")
+    return value

@@ -20,7 +20,7 @@ import torch
 from dethandlers.detections import Category, Detections, Rle
 from dethandlers.errors import ArtefactError
 from dethandlers.mmcv_operators import provide
-from dethandlers.mmdet_model import Cuts, build_network, build_pipeline, custom_imports, quiet
+from dethandlers.mmdet_model import Cuts, build_network, build_pipeline, quiet
 from dethandlers.runtimes.torch_runtime import set_tf32
 
 from detserve.errors import DetserveError
@@ -61,17 +61,11 @@ class MmdetEager:
         allow_code: bool = False,
         modules: Sequence[Path] = (),
     ) -> None:
-        imports = custom_imports(config)
-        if imports and not allow_code:
-            raise ConfigError(
-                f"config: got custom_imports {', '.join(imports)}, which run when the model is built. "
-                "Allow them with --allow-code if you trust them, or take them out."
-            )
         set_tf32(allowed=False)
         # MMDetection prints where nobody has set up its logger.
         with contextlib.redirect_stdout(sys.stderr):
             try:
-                self._model = build_network(config, modules=modules)
+                self._model = build_network(config, modules=modules, allow_code=allow_code)
                 load_weights(self._model, checkpoint, source)
                 self._pipeline = build_pipeline(self._model.cfg)
             except ArtefactError as error:
@@ -193,7 +187,8 @@ def names_of_dataset(kind: str) -> tuple[str, ...]:
     """The class names that MMDetection's data set class of that name has."""
     from mmdet.registry import DATASETS
 
-    found = DATASETS.get(kind) if kind else None
+    # Not `get`, which imports what it does not find.
+    found = DATASETS.module_dict.get(kind.removeprefix("mmdet.datasets.").removeprefix("mmdet."))
     names = getattr(found, "METAINFO", {}).get("classes", ())
     return (names,) if isinstance(names, str) else tuple(names)
 

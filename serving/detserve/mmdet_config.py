@@ -8,25 +8,25 @@ in a process of its own, and only when the caller says so.
     path ─► parse ─► evaluate ─► bases, merged underneath ─► values
                └─ more than assignments ─► allow_code? ─► Config.fromfile in a process ─┘
 
-Values without code are not harmless yet: MMEngine looks `type` up as a Python path and calls what it finds, and mmcv
-evaluates the `type` of an NMS. `refuse_foreign_types` admits registered names only.
+Values without code are not harmless yet: MMEngine looks `type` up as a Python path and calls what it finds. What may be
+built from them is decided where it is built (`dethandlers.mmdet_types`).
 """
 
 import ast
 import json
+import math
 import re
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
-from dethandlers.mmdet_types import foreign_type
 
+from detserve.config_evaluation import Budget, Evaluation
 from detserve.config_evaluation import ConfigError as ConfigError
-from detserve.config_evaluation import Evaluation
 from detserve.config_evaluation import NotLiteralError as NotLiteralError
 
 _BASE, _DELETE = "_base_", "_delete_"
@@ -61,7 +61,7 @@ def read_config(path: Path, *, allow_code: bool = False) -> MmdetConfig:
     """Read a config with its bases.
 
     Args:
-        path: ``.py``, ``.json``, ``.yaml`` or ``.yml``.
+        path: ``.py``, ``.json``, ``.yaml`` or ``.yml``; or what `dump_config` wrote, as an archive has it.
         allow_code: a config that is not literal is executed, with all rights of this process.
 
     Raises:
@@ -70,6 +70,8 @@ def read_config(path: Path, *, allow_code: bool = False) -> MmdetConfig:
     """
     files: list[Path] = []
     try:
+        if path.suffix == ".py" and _is_one_dict(text := _text_of(path)):
+            return MmdetConfig(load_config(text), (path.resolve(),), "")
         return MmdetConfig(_flattened(path.resolve(), files, 0), tuple(files), "")
     except NotLiteralError as error:
         if not allow_code:
@@ -106,21 +108,6 @@ def load_config(text: str) -> dict[str, Any]:
     return values
 
 
-def refuse_foreign_types(values: Mapping[str, Any], scopes: Sequence[str] = ()) -> None:
-    """Refuse every ``type`` that MMEngine would look up outside of its registries.
-
-    Args:
-        values: of the part that will be built (model, test pipeline, data set).
-        scopes: packages beside MMDetection's whose registries may be named, as in ``scope.Name``.
-
-    Raises:
-        ConfigError: names the place and the type.
-    """
-    foreign = foreign_type(values, scopes)
-    if foreign:
-        raise ConfigError(f"config: {foreign} Correct the config.")
-
-
 def _flattened(path: Path, files: list[Path], depth: int) -> dict[str, Any]:
     if depth > _DEEPEST:
         raise ConfigError(f"config {path.name}: its _base_ files form a circle.")
@@ -134,10 +121,7 @@ def _evaluated(path: Path, files: list[Path], depth: int) -> tuple[dict[str, Any
     """Return a file's own values and its bases'."""
     if path.suffix not in (".py", ".json", ".yaml", ".yml"):
         raise ConfigError(f"config: got {path.name}, expected a .py, .json or .yaml file.")
-    try:
-        text = path.read_text("utf-8")
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"config: cannot read {path} ({error}). Give the config with its _base_ files.") from error
+    text = _text_of(path)
     if _ENVIRONMENT.search(text):
         raise NotLiteralError(f"config {path.name} asks for variables of the environment.")
     text, asked = _without_variables(text, path)
@@ -146,11 +130,11 @@ def _evaluated(path: Path, files: list[Path], depth: int) -> tuple[dict[str, Any
             tree = ast.parse(text)
             named = _base_names_of(tree, path)
         else:
-            own: Any = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+            own: Any = json.loads(text) if path.suffix == ".json" else yaml.load(text, _Yaml)  # noqa: S506 - a SafeLoader
             if not isinstance(own, dict):
                 raise ConfigError(f"config {path.name}: got a {type(own).__name__}, expected a mapping.")
             named = own.pop(_BASE, [])
-    except (SyntaxError, ValueError, yaml.YAMLError, RecursionError) as error:
+    except (SyntaxError, ValueError, yaml.YAMLError, RecursionError, MemoryError) as error:
         raise ConfigError(f"config {path.name}: cannot be parsed ({error}).") from error
     bases: dict[str, Any] = {}
     for name in [named] if isinstance(named, str) else named:
@@ -162,7 +146,9 @@ def _evaluated(path: Path, files: list[Path], depth: int) -> tuple[dict[str, Any
             raise ConfigError(f"config {path.name}: two of its bases set {', '.join(sorted(doubled))}.")
         bases |= base
     values = Evaluation(path, bases).run(tree) if path.suffix == ".py" else own
-    return _substituted(values, asked, bases, path), bases
+    budget = Budget(path)
+    budget.count(values)
+    return _substituted(values, asked, bases, budget), bases
 
 
 def _without_variables(text: str, path: Path) -> tuple[str, dict[str, str]]:
@@ -184,19 +170,20 @@ def _without_variables(text: str, path: Path) -> tuple[str, dict[str, str]]:
     return _BASE_VARIABLE.sub(mark, text), asked
 
 
-def _substituted(value: Any, asked: Mapping[str, str], bases: Mapping[str, Any], path: Path) -> Any:
+def _substituted(value: Any, asked: Mapping[str, str], bases: Mapping[str, Any], budget: Budget) -> Any:
     """Copy without sharing, values of the bases in place of what stands for them."""
     if isinstance(value, str) and value in asked:
         found: Any = bases
         for part in asked[value].split("."):
             if not isinstance(found, Mapping) or part not in found:
-                raise ConfigError(f"config {path.name}: its bases have no {asked[value]}.")
+                raise ConfigError(f"config {budget.path.name}: its bases have no {asked[value]}.")
             found = found[part]
-        return _substituted(found, {}, bases, path)
+        budget.count(found)
+        return _substituted(found, {}, bases, budget)
     if isinstance(value, Mapping):
-        return {key: _substituted(inner, asked, bases, path) for key, inner in value.items()}
+        return {key: _substituted(inner, asked, bases, budget) for key, inner in value.items()}
     if isinstance(value, list | tuple):
-        return type(value)(_substituted(inner, asked, bases, path) for inner in value)
+        return type(value)(_substituted(inner, asked, bases, budget) for inner in value)
     return value
 
 
@@ -213,6 +200,30 @@ def _merged(over: dict[str, Any], under: dict[str, Any]) -> dict[str, Any]:
         else:
             merged[key] = value
     return merged
+
+
+def _text_of(path: Path) -> str:
+    try:
+        return path.read_text("utf-8")
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"config: cannot read {path} ({error}). Give the config with its _base_ files.") from error
+
+
+def _is_one_dict(text: str) -> bool:
+    try:
+        body = ast.parse(text).body
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return False  # told where it is evaluated
+    return len(body) == 1 and isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Dict)
+
+
+class _Yaml(yaml.SafeLoader):
+    """Without merge keys (``<<``): a few lines of them, each merging the one before often, fill the memory."""
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        """Refuse one."""
+        if any(key.tag == "tag:yaml.org,2002:merge" for key, _ in node.value):
+            raise yaml.YAMLError("merge keys (<<) are not read")
 
 
 def _base_names_of(tree: ast.Module, path: Path) -> Any:
@@ -252,18 +263,23 @@ def _require_data(value: Any, place: str) -> None:
     elif isinstance(value, list | tuple | set):
         for number, inner in enumerate(value):
             _require_data(inner, f"{place}[{number}]")
+    elif isinstance(value, float) and math.isnan(value):
+        raise ConfigError(f"config: {place}: got nan, for which Python has no literal. Write another number, or None.")
     elif not isinstance(value, str | int | float | bool | None):
         raise ConfigError(f"config: {place}: got a {type(value).__name__}, expected data.")
 
 
 def _literal(value: Any) -> str:
-    # repr() writes infinity as a name; as a number too large for a float it is a literal.
-    return re.sub(r"(?<![\w'\"])inf(?![\w'\"])", "1e999", repr(value)) if _holds_infinity(value) else repr(value)
-
-
-def _holds_infinity(value: Any) -> bool:
-    if isinstance(value, Mapping):
-        return any(_holds_infinity(inner) for inner in value.values())
-    if isinstance(value, list | tuple):
-        return any(_holds_infinity(inner) for inner in value)
-    return isinstance(value, float) and abs(value) == float("inf")
+    match value:
+        case float() if math.isinf(value):
+            return "1e999" if value > 0 else "-1e999"  # repr() writes a name; a number too large is a literal
+        case dict():
+            return f"{{{', '.join(f'{_literal(key)}: {_literal(inner)}' for key, inner in value.items())}}}"
+        case list():
+            return f"[{', '.join(map(_literal, value))}]"
+        case tuple():
+            return f"({', '.join(map(_literal, value))}{',' if len(value) == 1 else ''})"
+        case set() if value:
+            return f"{{{', '.join(map(_literal, value))}}}"
+        case _:
+            return repr(value)

@@ -91,7 +91,7 @@ def mmdet_members(
     known = () if read.class_names else _names_of_dataset(config_dataset_type(config.values))
     notes += naming_notes(config.values, read.class_names, spec.categories, of_dataset_type=known)
     try:
-        network = build_network(config.values, modules=module_folders(spec, folder))
+        network = build_network(config.values, modules=module_folders(spec, folder), allow_code=allow_code)
     except ArtefactError as error:
         raise ConfigError(str(error)) from error
     load_weights(network, read, checkpoint.name)

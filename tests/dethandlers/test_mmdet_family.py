@@ -78,7 +78,7 @@ from dethandlers.mmdet_model import build_network
 from mmdet_models import write_files
 values = ast.literal_eval(Path("values.txt").read_text())
 torch.manual_seed(1)
-state = build_network(values, modules=[Path.cwd()]).state_dict()
+state = build_network(values, modules=[Path.cwd()], allow_code=True).state_dict()
 write_files(values, state, Path.cwd(), "own")
 from dettools.cli import main
 sys.exit(main(["archive", "own.py", "own.pth", "--module", "plain_pyramid.py", "--allow-code", "--model-store", "."]))
@@ -204,7 +204,7 @@ def test_weights_of_another_model_are_refused(artefact):
         ("{'model': {", "no flattened config"),
         ("[1, 2]", "got a list, expected a dict"),
         ("{'model': {'type': 'os.system'}}", "Correct the config"),
-        ("{'model': {'type': 'NoDetectorOfThisName'}}", "the model cannot be built"),
+        ("{'model': {'type': 'NoDetectorOfThisName'}}", "which is in none of MMDetection's registries"),
     ],
 )
 def test_a_damaged_config_is_refused_and_not_run(tmp_path, text, words):

@@ -11,7 +11,6 @@ from detserve.mmdet_config import (
     dump_config,
     load_config,
     read_config,
-    refuse_foreign_types,
 )
 
 WITH_MMDET = pytest.mark.skipif(
@@ -153,6 +152,57 @@ def test_what_cannot_be_read_says_why(write, text, told):
         read_config(write("config.py", text))
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a = [1] * 1000\nb = [a] * 1000\nc = [b] * 1000",
+        "a = [1] * 1000\nb = [a] * 1000\nc = [b] * 1000\nd = f'{c}'",
+        "a = dict(b=1)\n" + "a = dict(x=a, y=a)\n" * 40,
+        "a = 'x' * 10**6\nb = [a] * 10**5",
+        "a = list(range(10**9))",
+        "a = tuple(range(10**12))",
+        "a = [1]\na.extend(range(10**9))",
+        "a = [1, 2]\n" + "a.extend(a)\n" * 40,
+        "a = 'xxxxxxxx'\n" + "a = f'{a}{a}'\n" * 40,
+        "a = 'xxxxxxxx'\n" + "a = a + a\n" * 40,
+        "a = 9\n" + "a = a * a\n" * 60,
+        "a = 9\n" + "a = a ** 64\n" * 9,
+        "x = [[1 for b in range(1000)] for a in range(10**12)]",
+        "a = []\na.append(a)",
+        "a = [1]\n" + "a = [a]\n" * 5000,
+        "a = " + "-" * 100_000 + "1",
+    ],
+)
+def test_a_few_lines_do_not_fill_the_memory(write, text):
+    with pytest.raises(ConfigError):
+        read_config(write("config.py", text))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a0: &a0 [1]\n" + "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]\n" for n in range(1, 10)),
+        "a: &a {x: 1}\nb: {<<: [*a, *a]}",
+    ],
+)
+def test_nor_do_yaml_s_aliases(write, text):
+    with pytest.raises(ConfigError):
+        read_config(write("config.yaml", text))
+
+
+def test_variables_of_the_bases_are_counted_where_they_are_copied(write):
+    write("base.py", "model = [1] * 10**5")
+    with pytest.raises(ConfigError, match="got more than"):
+        read_config(write("config.py", "_base_ = 'base.py'\nx = [" + "{{_base_.model}}, " * 10 + "]"))
+
+
+def test_an_archive_s_own_config_is_read(write):
+    values = {"model": {"type": "A", "text": "{{ x }}", "size": (1,)}, "inf": -math.inf}
+    path = write("config.py", dump_config(values))
+    read = read_config(path)
+    assert (read.values, read.files, read.code_ran) == (values, (path,), "")
+
+
 def test_a_dict_does_not_replace_what_is_none_silently(write):
     write("base.py", "model = [1]")
     with pytest.raises(ConfigError, match="model is a dict and its base's is a list"):
@@ -172,6 +222,7 @@ def test_tuples_survive_being_written():
         "b": {0: None, "inf": [math.inf, -math.inf]},
         "c": "quote \" ' \n{{ x }}",
         "d": {1},
+        "e": {math.inf: "to inf and (inf, -inf)", "none": set()},
     }
     assert load_config(dump_config(values)) == values
     assert dump_config(values) == dump_config(load_config(dump_config(values)))
@@ -184,34 +235,10 @@ def test_what_is_no_flattened_config_is_refused(text):
 
 
 def test_only_data_is_written():
+    with pytest.raises(ConfigError, match=r"a\[0\]: got nan"):
+        dump_config({"a": [math.nan]})
     with pytest.raises(ConfigError, match=r"a\.b\[1\]: got a PosixPath"):
         dump_config({"a": {"b": [1, Path()]}})
-
-
-@pytest.mark.parametrize("kind", ["FasterRCNN", "mmdet.RTMDet", "nms", "torch.nn.Conv2d", "BN2d"])
-def test_registered_names_and_classes_of_the_frameworks_are_types(kind):
-    refuse_foreign_types({"model": {"type": kind, "list": [{"type": kind}]}})
-
-
-@pytest.mark.parametrize(
-    "kind",
-    [
-        "os.system",
-        "os.path.join",
-        "subprocess.Popen.run",
-        "torch.serialization.load",
-        "torch.utils.model_zoo.os.system",
-        "__import__('os').system('true')",
-        "nms if 1 else 2",
-        "",
-        None,
-        ["a"],
-    ],
-)
-def test_types_that_would_be_called_as_code_are_refused(kind):
-    """MMEngine imports and calls a dotted type; mmcv evaluates the type of an NMS."""
-    with pytest.raises(ConfigError, match=r"model\.test_cfg\.nms\[0\]\.type"):
-        refuse_foreign_types({"model": {"type": "A", "test_cfg": {"nms": [{"type": kind}]}}})
 
 
 @WITH_MMDET
@@ -262,4 +289,3 @@ def test_packaged_configs_are_read_as_mmengine_reads_them(name):
     read = read_config(path)
     assert read.values == Config.fromfile(path, import_custom_modules=False).to_dict()
     assert load_config(dump_config(read.values)) == read.values
-    refuse_foreign_types({key: read.values[key] for key in ("model", "test_dataloader")})

@@ -255,7 +255,7 @@ class TestWithMmdetection:
 
         config = packaged("retinanet/retinanet_r50_fpn_1x_coco.py")
         assert "weights change no cost" in refused(config, "--weights", "a.pth")
-        assert "FasterRCNNN is not in the mmdet::model registry" in refused(
+        assert "'FasterRCNNN', which is in none of MMDetection's registries" in refused(
             config, "--cfg-options", "model.type=FasterRCNNN"
         )
         (tmp_path / "code.py").write_text("import os\nmodel = dict(type='RetinaNet')\n")

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from dethandlers.errors import ArtefactError
-from dethandlers.mmdet_model import build_network, custom_imports, quiet
+from dethandlers.mmdet_model import build_network, quiet
 from dethandlers.spec import Decoding, Preprocessing, Spec
 from torch import Tensor, nn
 
@@ -25,7 +25,8 @@ from detserve.export.mmdet_pipelines import describe_preprocessing
 from detserve.export.tracing import Signature, trace
 from detserve.mmdet_checkpoint import mmdet_categories, read_checkpoint
 from detserve.mmdet_config import ConfigError, read_config
-from detserve.mmdet_source import config_path, module_folders
+from detserve.mmdet_modules import module_folders
+from detserve.mmdet_source import config_path
 
 _ONE_IMAGE_HEADS = ("TOODHead",)
 """Heads that write the number of images that they are traced with into the graph."""
@@ -63,15 +64,9 @@ def load_network(spec: Spec, folder: Path, checkpoint: Path, *, allow_code: bool
         DetserveError: MMDetection is not installed, something cannot be read, does not fit, or would have to be run.
     """
     config = read_config(config_path(spec, folder), allow_code=allow_code)
-    imports = custom_imports(config.values)
-    if imports and not allow_code:
-        raise ConfigError(
-            f"config: got custom_imports {', '.join(imports)}, which run when the model is built. "
-            "Allow them with --allow-code if you trust them, or take them out."
-        )
     read = read_checkpoint(checkpoint)
     try:
-        network = build_network(config.values, modules=module_folders(spec, folder))
+        network = build_network(config.values, modules=module_folders(spec, folder), allow_code=allow_code)
     except ArtefactError as error:
         raise ConfigError(str(error)) from error
     load_weights(network, read, checkpoint.name)

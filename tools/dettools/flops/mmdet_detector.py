@@ -10,6 +10,7 @@ import ast
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -35,6 +36,8 @@ class MmdetSubject:
         changes: ``--cfg-options``: dotted keys to values.
         max_proposals: instead of the config's.
         max_detections: instead of the config's.
+        modules: folders where the modules that the config imports are looked for first.
+        allow_code: those are imported; they run as code.
 
     Raises:
         DetserveError: MMDetection is not installed, or the config does not build.
@@ -48,11 +51,13 @@ class MmdetSubject:
         changes: Mapping[str, Any] | None = None,
         max_proposals: int | None = None,
         max_detections: int | None = None,
+        modules: Sequence[Path] = (),
+        allow_code: bool = False,
     ) -> None:
         self._config = changed(config, changes or {})
         self._limits = max_proposals, max_detections
         try:
-            self._network = build_network(self._config)
+            self._network = build_network(self._config, modules=modules, allow_code=allow_code)
         except ArtefactError as error:
             raise ConfigError(str(error)) from error
         # Parameters that are handed on as inputs (queries) would make the counter look for their gradients.

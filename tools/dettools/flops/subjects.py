@@ -13,6 +13,7 @@ import torch
 from dethandlers.artefact import load_artefact
 from dethandlers.errors import ArtefactError
 from dethandlers.families.torchvision_detection import build_module
+from dethandlers.mmdet_model import MODULES_FOLDER
 from dethandlers.preprocess import shorter_side_size
 from dethandlers.spec import Preprocessing, Spec
 from detserve.categories import candidate_class_counts
@@ -21,6 +22,7 @@ from detserve.errors import SpecError
 from detserve.export.onnx_file import SPEC_KEY, read_described
 from detserve.mar import unpacked
 from detserve.mmdet_config import load_config, read_config
+from detserve.mmdet_modules import module_folders
 from detserve.model_store import archive_path, find_archive, spec_path
 from detserve.resolve import resolve_spec
 from detserve.spec import load_spec, override_spec
@@ -45,7 +47,7 @@ class Asked:
         changes: keys of the spec to replace.
         max_proposals: proposals at most; None takes the model's.
         max_detections: detections at most; None takes the spec's.
-        allow_code: a config of MMDetection that is not literal is run.
+        allow_code: a config of MMDetection that is not literal is run, and the modules that it imports are imported.
     """
 
     weights: Path | None = None
@@ -104,7 +106,7 @@ def _from_spec(path: Path, asked: Asked) -> Iterator[Subject]:
     described = load_spec(path)
     if described.family == "mmdet" and described.runtime == "torch":
         config = read_config(path.parent / described.config, allow_code=asked.allow_code)
-        yield _of_config(config.values, described.name, asked)
+        yield _of_config(config.values, described.name, asked, module_folders(described, path.parent))
         return
     spec = override_spec(described, dict(asked.changes or {}), where="--cfg-options")
     weights = asked.weights or path.parent / (spec.weights or "-")
@@ -138,7 +140,7 @@ def _from_archive(path: Path, asked: Asked) -> Iterator[Subject]:
         artefact = load_artefact(folder)
         if artefact.spec.family == "mmdet" and artefact.spec.runtime == "torch":
             config = load_config((folder / artefact.spec.config).read_text("utf-8"))
-            yield _of_config(config, artefact.spec.name, asked)
+            yield _of_config(config, artefact.spec.name, asked, [folder / MODULES_FOLDER])
             return
         yield _of_spec(artefact.spec, artefact.weights, asked)
 
@@ -160,7 +162,7 @@ def _refuse_changes(path: Path, asked: Asked) -> None:
             )
 
 
-def _of_config(config: Mapping[str, Any], name: str, asked: Asked) -> Subject:
+def _of_config(config: Mapping[str, Any], name: str, asked: Asked, modules: Sequence[Path] = ()) -> Subject:
     # MMDetection's modules are read only where one of its models is counted.
     from dettools.flops.mmdet_detector import MmdetSubject
 
@@ -170,6 +172,8 @@ def _of_config(config: Mapping[str, Any], name: str, asked: Asked) -> Subject:
         changes=asked.changes,
         max_proposals=asked.max_proposals,
         max_detections=asked.max_detections,
+        modules=modules,
+        allow_code=asked.allow_code,
     )
 
 
