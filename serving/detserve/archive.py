@@ -7,7 +7,6 @@
 Nothing is written before everything has been checked.
 """
 
-import importlib.resources
 import json
 import tempfile
 from collections.abc import Callable, Mapping
@@ -15,32 +14,33 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import dethandlers
-import torch
 import yaml
 from dethandlers.artefact import (
     CATEGORY_MAP_FILE,
     GOLDEN_FILE,
     SPEC_FILE,
-    Artefact,
     Golden,
     category_map_json,
     digest_file,
     golden_json,
     load_artefact,
 )
-from dethandlers.detector import Detector
 from dethandlers.errors import ArtefactError, DetectorError
 from dethandlers.families.torchvision_detection import build_module
-from dethandlers.spec import Serving, Source, Spec
+from dethandlers.mmdet_model import MODULES_FOLDER
+from dethandlers.spec import Source, Spec
 from safetensors import SafetensorError
 from safetensors.torch import save
 from torchvision.ops import FrozenBatchNorm2d
 
 from detserve.checkpoint import load_state_dict
-from detserve.eager import EagerModel, eager_from_source
-from detserve.errors import ArchiveError, CheckpointError, DetserveError, SpecError
+from detserve.eager import eager_from_source
+from detserve.errors import ArchiveError, CheckpointError, SpecError
 from detserve.export.onnx_file import described_artefact, read_described, require_described
+from detserve.golden_drift import golden_drift
+from detserve.golden_image import golden_detections, golden_image_of
 from detserve.mar import MANIFEST_FILE, Member, check_archive, manifest_json, unpacked, write_mar
+from detserve.mmdet_modules import drift_by_itself
 from detserve.mmdet_source import code_in, mmdet_members
 from detserve.resolve import resolve_spec
 
@@ -170,7 +170,7 @@ def verify_archive(path: Path, *, allow_code: bool = False) -> Verification:
         try:
             artefact = load_artefact(folder)
             code = [] if allow_code else code_in(artefact)
-            drift = "" if code else _golden_drift(artefact)
+            drift = "" if code else golden_drift(artefact)
         except DetectorError as error:
             raise ArchiveError(f"archive {path.name}: {error}") from error
         except SafetensorError as error:
@@ -217,7 +217,7 @@ def verify_exported(path: Path) -> FileVerification:
     """
     with described_artefact(path) as artefact:
         try:
-            drift = _golden_drift(artefact)
+            drift = golden_drift(artefact)
         except DetectorError as error:
             raise ArchiveError(f"{path.name}: {error}") from error
         golden = None if artefact.golden is None else len(artefact.golden.detections)
@@ -275,36 +275,6 @@ def _weights_member(spec: Spec, checkpoint: Path) -> tuple[dict[str, bytes], Spe
     kept = {name: state[name].contiguous() for name in module.state_dict()}
     packed = replace(resolved, weights="weights.safetensors", golden_image="", source=source)
     return {"weights.safetensors": save(kept)}, packed, notes
-
-
-def golden_image_of(spec: Spec, folder: Path, given: Path | None) -> tuple[str, bytes]:
-    """Return the golden image's name and bytes: the one given, the spec's, or a generated scene.
-
-    Raises:
-        SpecError: it cannot be read.
-    """
-    path = given or (folder / spec.golden_image if spec.golden_image else None)
-    if path is None:
-        resource = importlib.resources.files("detserve") / "golden.jpg"
-        return "golden.jpg", resource.read_bytes()
-    try:
-        return f"golden{path.suffix.lower()}", path.read_bytes()
-    except OSError as error:
-        raise SpecError(f"golden_image: cannot read {path} ({error}). Give an image with --golden-image.") from error
-
-
-def golden_detections(eager: EagerModel, image: tuple[str, bytes], serving: Serving) -> tuple[str, Golden]:
-    """Return the golden image's name, and what eager finds in it at the spec's own threshold.
-
-    Raises:
-        SpecError: it is no image.
-    """
-    threshold = max(serving.score_threshold, serving.min_score_threshold)
-    try:
-        found = eager.detect(image[1], threshold, serving.max_detections)
-    except DetserveError as error:
-        raise SpecError(f"golden_image: {error} Give another one with --golden-image.") from error
-    return image[0], Golden(image[1], threshold, serving.max_detections, found)
 
 
 def _require_agreement(spec: Spec, file: Path) -> None:
@@ -372,7 +342,10 @@ def _rehearse(members: Mapping[str, bytes]) -> None:
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes(content)
         try:
-            drift = _golden_drift(load_artefact(Path(folder), check_digests=False))
+            if any(name.startswith(f"{MODULES_FOLDER}/") for name in members):
+                drift = drift_by_itself(Path(folder))
+            else:
+                drift = golden_drift(load_artefact(Path(folder), check_digests=False))
         except DetectorError as error:
             raise ArchiveError(f"the archive would not load: {error}") from error
     if drift:
@@ -380,18 +353,6 @@ def _rehearse(members: Mapping[str, bytes]) -> None:
             f"not built: {drift}. What would be served differs from eager; check preprocessing, decoding and the "
             "category map in the spec."
         )
-
-
-def _golden_drift(artefact: Artefact) -> str:
-    """Check the golden image on this machine's CPU, in fp32 but for ONNX files, whose precision is their own."""
-    serving = replace(artefact.spec.serving, device="cpu", jpeg_decoder="cpu", threads=0)
-    if artefact.spec.runtime == "torch":
-        serving = replace(serving, precision="fp32")
-    detector = Detector(replace(artefact, spec=replace(artefact.spec, serving=serving)), torch.device("cpu"))
-    try:
-        return detector.check_golden()
-    finally:
-        detector.close()
 
 
 def _json(value: object) -> bytes:

@@ -23,7 +23,8 @@ from detserve.eager_torchvision import TorchvisionEager as TorchvisionEager
 from detserve.errors import CheckpointError, DetserveError, SpecError
 from detserve.export.onnx_file import require_described
 from detserve.mar import unpacked
-from detserve.mmdet_source import config_path, module_folders
+from detserve.mmdet_modules import module_folders
+from detserve.mmdet_source import config_path
 from detserve.model_store import archive_path, spec_path
 from detserve.resolve import resolve_spec
 from detserve.spec import load_spec
@@ -76,7 +77,7 @@ def load_eager(
     if spec is None and path.suffix != ".mar" and spec_path(model_store, str(model)).is_file():
         spec = spec_path(model_store, str(model))
     if spec is not None:
-        described = load_spec(spec)
+        described = load_spec(spec, weights=weights, allow_code=allow_code)
         checkpoint = weights or spec.parent / (described.weights or "-")
         if checkpoint.is_file():
             return eager_from_source(described, checkpoint, folder=spec.parent, device=device, allow_code=allow_code)

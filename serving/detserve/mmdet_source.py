@@ -10,7 +10,7 @@ from pathlib import Path
 from dethandlers.artefact import Artefact, digest_file
 from dethandlers.detections import Category
 from dethandlers.errors import ArtefactError
-from dethandlers.mmdet_model import MODULES_FOLDER, build_network, custom_imports, require_mmdet
+from dethandlers.mmdet_model import build_network, custom_imports, require_mmdet
 from dethandlers.spec import Source, Spec
 from safetensors.torch import save
 
@@ -23,6 +23,7 @@ from detserve.mmdet_checkpoint import (
     read_checkpoint,
 )
 from detserve.mmdet_config import ConfigError, MmdetConfig, dump_config, load_config, read_config
+from detserve.mmdet_modules import module_folders, packed_modules
 
 CONFIG_FILE = "config.py"
 WEIGHTS_FILE = "weights.safetensors"
@@ -44,13 +45,13 @@ def found_categories(config: MmdetConfig, checkpoint: MmdetCheckpoint) -> tuple[
         return mmdet_categories(config.values, (), of_dataset_type=known)
 
 
-def mmdet_spec_categories(config: Path, checkpoint: Path) -> tuple[Category, ...]:
-    """Return the categories of a model whose spec names none; the config is not run.
+def mmdet_spec_categories(config: Path, checkpoint: Path, *, allow_code: bool = False) -> tuple[Category, ...]:
+    """Return the categories of a model whose spec names none; a config that is not literal is run if allowed.
 
     Raises:
         DetserveError: one of the files cannot be read, or neither names the classes.
     """
-    return found_categories(read_config(config), read_checkpoint(checkpoint))
+    return found_categories(read_config(config, allow_code=allow_code), read_checkpoint(checkpoint))
 
 
 def mmdet_members(
@@ -79,12 +80,8 @@ def mmdet_members(
     if config.code_ran:
         notes.append(f"{spec.config} was run, since it is more than a literal: {config.code_ran}")
     imports = custom_imports(config.values)
-    if imports and not allow_code:
-        raise ConfigError(
-            f"config: got custom_imports {', '.join(imports)}, which run when the model is built. "
-            "Allow them with --allow-code if you trust them, or take them out."
-        )
-    members = _modules(spec, folder)
+    members, more = packed_modules(spec, folder, imports)
+    notes += more
     if imports:
         notes.append(f"{', '.join(imports)} ran, and will run in the worker")
     categories = mmdet_categories(config.values, read.class_names, given=spec.categories)
@@ -123,11 +120,6 @@ def config_path(spec: Spec, folder: Path) -> Path:
     return path
 
 
-def module_folders(spec: Spec, folder: Path) -> list[Path]:
-    """Return the folders in which a spec's own modules are found by their names."""
-    return list(dict.fromkeys((folder / name).resolve().parent for name in spec.modules))
-
-
 def code_in(artefact: Artefact) -> list[str]:
     """Return the modules that an unpacked archive's config imports: loading it runs them.
 
@@ -141,20 +133,6 @@ def code_in(artefact: Artefact) -> list[str]:
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{artefact.spec.config}: cannot be read ({error}). Build the archive again.") from error
     return custom_imports(load_config(text))
-
-
-def _modules(spec: Spec, folder: Path) -> dict[str, bytes]:
-    members = {}
-    for name in spec.modules:
-        path = (folder / name).resolve()
-        if path.is_file() and path.suffix == ".py":
-            members[f"{MODULES_FOLDER}/{path.name}"] = path.read_bytes()
-        elif path.is_dir() and (files := sorted(path.rglob("*.py"))):
-            for file in files:
-                members[f"{MODULES_FOLDER}/{file.relative_to(path.parent).as_posix()}"] = file.read_bytes()
-        else:
-            raise SpecError(f"modules: got {name}, expected a .py file or a folder with some.")
-    return members
 
 
 def _names_of_dataset(kind: str) -> tuple[str, ...]:

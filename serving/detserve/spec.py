@@ -26,11 +26,19 @@ VERSION_PATTERN = re.compile(r"[0-9]+(\.[0-9]+)*")
 _ADAPTER = TypeAdapter(Spec)
 
 
-def load_spec(path: Path) -> Spec:
+def load_spec(
+    path: Path, *, weights: Path | None = None, categories: Path | None = None, allow_code: bool = False
+) -> Spec:
     """Read and check a spec.
 
     ``categories`` may be a list of ``{id, name}`` (``model_label`` optional) or the path of a COCO annotation file
-    relative to the spec.
+    relative to the spec; a spec of MMDetection's may leave them out, and its checkpoint or config names them.
+
+    Args:
+        path: of the spec.
+        weights: the checkpoint instead of the spec's, for the classes that it names.
+        categories: a COCO annotation file instead of the spec's categories.
+        allow_code: a config of MMDetection that is not literal is run for the classes that it names.
 
     Raises:
         SpecError: no such file, no YAML, an unknown key, a wrong value.
@@ -45,16 +53,22 @@ def load_spec(path: Path) -> Spec:
         raise SpecError(f"spec {path}: not YAML: {error}") from error
     if not isinstance(value, dict):
         raise SpecError(f"spec {path}: got {type(value).__name__}, expected keys such as name, family, categories.")
-    return parse_spec(value, where=f"spec {path}", folder=path.parent)
+    if categories is not None:
+        value["categories"] = str(categories.resolve())
+    return parse_spec(value, where=f"spec {path}", folder=path.parent, weights=weights, allow_code=allow_code)
 
 
-def parse_spec(value: dict[str, Any], *, where: str, folder: Path) -> Spec:
+def parse_spec(
+    value: dict[str, Any], *, where: str, folder: Path, weights: Path | None = None, allow_code: bool = False
+) -> Spec:
     """Check a spec that is already read.
 
     Args:
         value: the keys and values.
         where: begins every message.
         folder: what relative paths are relative to.
+        weights: as for `load_spec`; relative to the working directory.
+        allow_code: as for `load_spec`.
 
     Raises:
         SpecError: an unknown key or a wrong value.
@@ -63,7 +77,7 @@ def parse_spec(value: dict[str, Any], *, where: str, folder: Path) -> Spec:
     if isinstance(filled.get("categories"), str):
         filled["categories"] = [vars(category) for category in read_categories(folder / filled["categories"])]
     elif "categories" not in filled and filled.get("family") == "mmdet":
-        filled["categories"] = _mmdet_categories(filled, where, folder)
+        filled["categories"] = _mmdet_categories(filled, where, folder, weights, allow_code=allow_code)
     if "categories" in filled:
         filled["categories"] = complete_categories(filled["categories"], where=where)
     try:
@@ -79,14 +93,18 @@ def parse_spec(value: dict[str, Any], *, where: str, folder: Path) -> Spec:
     return spec
 
 
-def _mmdet_categories(value: dict[str, Any], where: str, folder: Path) -> list[dict[str, Any]]:
+def _mmdet_categories(
+    value: dict[str, Any], where: str, folder: Path, weights: Path | None, *, allow_code: bool
+) -> list[dict[str, Any]]:
     """The classes that the checkpoint or the config names."""
     from detserve.mmdet_source import mmdet_spec_categories
 
-    for key in ("config", "weights"):
+    for key in ("config",) if weights else ("config", "weights"):
         if not isinstance(value.get(key), str):
             raise SpecError(f"{where}: {key}: missing, so the categories are not known. Add it, or the categories.")
-    return [vars(one) for one in mmdet_spec_categories(folder / value["config"], folder / value["weights"])]
+    checkpoint = weights or folder / value["weights"]
+    found = mmdet_spec_categories(folder / value["config"], checkpoint, allow_code=allow_code)
+    return [vars(one) for one in found]
 
 
 def override_spec(spec: Spec, changes: dict[str, Any], *, where: str) -> Spec:

@@ -55,7 +55,7 @@ def open_detector(
     archive = Path(model)
     if archive.suffix in _SPECS:
         with open_source(
-            load_spec(archive),
+            load_spec(archive, weights=weights, allow_code=allow_code),
             folder=archive.parent,
             weights=weights,
             device=device,

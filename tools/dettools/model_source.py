@@ -120,7 +120,8 @@ def read_source(args: argparse.Namespace) -> ModelSource:
         spec = parse_spec({**base, **changes}, where="command line", folder=Path())
         return ModelSource(spec, Path(), args.weights, None, described_here=True)
     if args.spec.suffix != ".onnx":
-        spec = override_spec(load_spec(args.spec), changes, where="command line")
+        loaded = load_spec(args.spec, weights=args.weights, categories=args.categories, allow_code=args.allow_code)
+        spec = override_spec(loaded, changes, where="command line")
         return ModelSource(spec, args.spec.parent, args.weights, None, described_here=False, allow_code=args.allow_code)
     held = {
         "--weights": args.weights,
