@@ -11,10 +11,14 @@ import numpy as np
 import pytest
 import torch
 from dethandlers.mmcv_operators import provide
+from detserve.archive import build_archive
+from detserve.eager import load_eager
 from detserve.eager_mmdet import MmdetEager, load_mmdet
 from detserve.errors import CheckpointError, DetserveError, SpecError
 from detserve.mmdet_checkpoint import MmdetCheckpoint
 from detserve.mmdet_config import ConfigError, read_config
+from detserve.spec import parse_spec
+from mmdet_models import write_files
 from PIL import Image
 from pycocotools import mask as coco_mask
 
@@ -275,3 +279,27 @@ def test_what_fails_inside_is_told(retina):
     Image.new("RGB", (2000, 1)).save(out, "PNG")
     with pytest.raises(DetserveError, match="MMDetection fails on this image"):
         eager.detect(out.getvalue(), 0.5, 10)
+
+
+def test_an_archive_alone_is_a_reference(tmp_path, picture):
+    """`evaluate --against eager` and `compare` have nothing else where the store has no spec."""
+    model = write_files(
+        values := packaged("fcos/fcos_r18_fpn_gn-head-center-normbbox-centeronreg-giou_8xb8-amp-lsj-200e_coco.py"),
+        random_state(values),
+        tmp_path,
+        "own",
+    )
+    categories = [{"id": number, "name": name} for number, name in enumerate(NAMES, 1)]
+    described = {"name": "own", "family": "mmdet", "config": "own.py", "categories": categories}
+    spec = parse_spec(described, where="test", folder=tmp_path)
+    archive = tmp_path / "a.mar"
+    build_archive(spec, folder=tmp_path, out=archive, weights=model.checkpoint)
+    model.config.unlink()
+    expected = MmdetEager(values, MmdetCheckpoint(random_state(values), {}, NAMES, ()), source="random")
+    for found in (
+        load_eager(archive, model_store=tmp_path),
+        load_eager(archive, model_store=tmp_path, weights=model.checkpoint),
+    ):
+        one, other = found.detect(picture, 0.005, 20), expected.detect(picture, 0.005, 20)
+        assert len(one) == len(other) > 0
+        np.testing.assert_allclose(one.boxes_xyxy, other.boxes_xyxy, atol=1e-3)

@@ -2,11 +2,16 @@
 
 import importlib.util
 import json
+import sys
 from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+from dethandlers.mmdet_model import build_network
+from detserve.archive import build_archive
+from detserve.mmdet_config import read_config
+from detserve.spec import parse_spec
 from dettools.cli import main
 from dettools.flops.cost import FlopsError
 from dettools.flops.mmdet_detector import MmdetSubject, changed, input_size, resized
@@ -165,8 +170,6 @@ class TestWithMmdetection:
         assert config["macs"] == file["macs"] == 522_553_408
 
     def test_deformable_convolution_is_counted_and_attention_is_told(self):
-        from detserve.mmdet_config import read_config
-
         def cost(name):
             return MmdetSubject(read_config(packaged(name)).values, name).count((64, 64))
 
@@ -184,7 +187,6 @@ class TestWithMmdetection:
         "name", ["retinanet/retinanet_r50_fpn_1x_coco.py", "deformable_detr/deformable-detr_r50_16xb2-50e_coco.py"]
     )
     def test_operator_by_operator_it_is_what_the_original_s_counter_finds(self, name):
-        from detserve.mmdet_config import read_config
         from mmengine.analysis import FlopAnalyzer
 
         subject = MmdetSubject(read_config(packaged(name)).values, name)
@@ -205,8 +207,6 @@ class TestWithMmdetection:
         assert sum(theirs.values()) == pytest.approx(sum(ours.values()), rel=0.01)
 
     def test_a_fixed_number_of_proposals_is_no_range(self):
-        from detserve.mmdet_config import read_config
-
         name = "sparse_rcnn/sparse-rcnn_r50_fpn_1x_coco.py"
         cost = MmdetSubject(read_config(packaged(name)).values, name).count((64, 64))
         assert cost.parts == ()
@@ -247,6 +247,35 @@ class TestWithMmdetection:
         assert found["input_size"] == [96, 128]
         found = counted(capsys, tmp_path / "config.py", "--num-images", "9")
         assert (found["average"]["images"], found["average"]["shapes"]) == (3, 2)
+
+    def test_an_archive_s_own_modules_are_imported_when_that_is_allowed(self, tmp_path, monkeypatch, capsys):
+        (tmp_path / "own_flops_neck.py").write_text(
+            "from mmdet.models.necks import FPN\nfrom mmdet.registry import MODELS\n\n\n"
+            "@MODELS.register_module(force=True)\nclass OwnNeck(FPN):\n    pass\n"
+        )
+        (tmp_path / "config.py").write_text(
+            f"_base_ = [{str(packaged('retinanet/retinanet_r18_fpn_1x_coco.py'))!r}]\n"
+            "custom_imports = dict(imports=['own_flops_neck'])\nmodel = dict(neck=dict(type='OwnNeck'))\n"
+        )
+        config = read_config(tmp_path / "config.py").values
+        state = build_network(config, modules=[tmp_path], allow_code=True).state_dict()
+        torch.save({"state_dict": state, "meta": {"dataset_meta": {"classes": ["a"] * 80}}}, tmp_path / "w.pth")
+        described = {"name": "own", "family": "mmdet", "config": "config.py", "modules": ["own_flops_neck.py"]}
+        described["categories"] = [{"id": number, "name": f"thing {number}"} for number in range(1, 81)]
+        spec = parse_spec(described, where="test", folder=tmp_path)
+        archive = tmp_path / "store" / "own.mar"
+        archive.parent.mkdir()
+        build_archive(spec, folder=tmp_path, out=archive, weights=tmp_path / "w.pth", allow_code=True)
+        # From here on the module lies in the archive only.
+        (tmp_path / "own_flops_neck.py").unlink()
+        monkeypatch.delitem(sys.modules, "own_flops_neck")
+        monkeypatch.setattr(sys, "path", [one for one in sys.path if str(tmp_path) not in one])
+        monkeypatch.setattr(sys, "path_importer_cache", {})
+        assert main(["flops", str(archive), "--shape", "64"]) == 2
+        assert "Allow them with --allow-code" in capsys.readouterr().err
+        found = counted(capsys, archive, "--shape", "64", "--allow-code")
+        plain = counted(capsys, packaged("retinanet/retinanet_r18_fpn_1x_coco.py"), "--shape", "64")
+        assert found["macs"] == plain["macs"] > 0
 
     def test_what_cannot_be_counted_is_told(self, tmp_path, capsys):
         def refused(*arguments):
