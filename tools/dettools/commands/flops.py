@@ -52,7 +52,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         metavar="KEY=VALUE",
         help="replace keys of the spec or config: builder_options.min_size=640 model.bbox_head.num_classes=3",
     )
-    parser.add_argument("--allow-code", action="store_true", help="run a config that is more than a literal")
+    parser.add_argument(
+        "--allow-code", action="store_true", help="run a config that is no literal, and its custom_imports"
+    )
     parser.add_argument("--depth", type=int, default=2, metavar="N", help="of the table of modules (2; 0: no table)")
     parser.add_argument("--model-store", type=Path, metavar="DIR", help="default: $DETSERVE_MODEL_STORE or model_store")
     parser.add_argument("--json", action="store_true", help="print one JSON document as the last line")
