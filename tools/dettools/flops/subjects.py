@@ -103,7 +103,7 @@ def _kinds() -> str:
 
 @contextmanager
 def _from_spec(path: Path, asked: Asked) -> Iterator[Subject]:
-    described = load_spec(path)
+    described = load_spec(path, weights=asked.weights, allow_code=asked.allow_code)
     if described.family == "mmdet" and described.runtime == "torch":
         config = read_config(path.parent / described.config, allow_code=asked.allow_code)
         yield _of_config(config.values, described.name, asked, module_folders(described, path.parent))
