@@ -1,16 +1,21 @@
 """The trained YOLOX-nano of MMDetection behind a real TorchServe: its photographs, and COCO AP through the endpoint."""
 
 import json
+import re
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from detserve.archive import build_archive
 from detserve.client import Client
+from detserve.export.model import export_model
+from detserve.export.onnx_file import require_described
+from detserve.instance import Instance
 from detserve.mmdet_source import mmdet_spec_categories
 from detserve.model_store import spec_path
-from detserve.spec import dump_spec, parse_spec
+from detserve.spec import dump_spec, load_spec, parse_spec
 from dettools.cli import main
 from mmdet_models import mmdet_warnings, needs_mmdet
 
@@ -59,6 +64,27 @@ def served(nano, serve, tmp_path_factory):
     torch.set_num_threads(threads)
 
 
+@pytest.fixture(scope="module")
+def exported(served, serve):
+    """The instance that serves the exported file; its workers tell in their log what they import."""
+    _, store = served
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        spec = load_spec(spec_path(store, "nano"))
+        file = export_model(replace(spec, name="nano_onnx"), folder=store, out=store / "nano.onnx").path
+    build_archive(require_described(file).spec, folder=store, out=store / "nano_onnx.mar", weights=file)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPROFILEIMPORTTIME", "1")
+        return serve([store / "nano_onnx.mar"], "nano-onnx")
+
+
+def test_an_exported_model_is_served_without_mmdetection(exported):
+    texts = [path.read_text("utf-8", "replace") for path in Instance.named(exported).log_folder.glob("*.log")]
+    imported = set(re.findall(r"import time: .*\|\s+(\w+)", "\n".join(texts)))
+    assert {"torch", "dethandlers", "onnxruntime"} <= imported
+    assert not imported & {"mmdet", "mmcv", "mmengine", "cv2"}
+
+
 def test_the_photographs_give_what_is_published(served, shared_data, expected):
     instance, _ = served
     photos = expected["detections"]["photos"]
@@ -72,14 +98,20 @@ def test_the_photographs_give_what_is_published(served, shared_data, expected):
             np.testing.assert_allclose([one["bbox"] for one in found], [row["bbox_xyxy"] for row in rows], atol=0.1)
 
 
-def test_ap_through_the_endpoint_is_eagers_and_the_published_one(served, shared_data, expected, tmp_path, capsys):
+@pytest.mark.parametrize("model", ["nano", "nano_onnx"])
+def test_ap_through_the_endpoint_is_eagers_and_the_published_one(
+    model, served, shared_data, expected, tmp_path, capsys, request
+):
     instance, store = served
+    if model == "nano_onnx":
+        instance = request.getfixturevalue("exported")
     folder = shared_data / "coco" / "liz50"
     data = ["--images", folder / "val2017", "--annotations", folder / "instances_val2017.json"]
     against = ["--against", "eager", "--instance", instance, "--concurrency", 8, "--out", tmp_path]
     # As it was evaluated: every detection above the config's own threshold.
     asked = ["--score-threshold", 0.01, "--max-detections", 300]
-    arguments = ["nano", *data, *against, *asked, "--model-store", store, "--json"]
+    its = ["--spec", spec_path(store, "nano")]
+    arguments = [model, *data, *against, *asked, *its, "--model-store", store, "--json"]
 
     code = main(["evaluate", *map(str, arguments)])
 
