@@ -40,8 +40,9 @@ lint: $(READY)  ## ruff, ruff format and mypy strict on the three packages
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# One thread in each: more threads than cores slow each other down.
 pytest: $(READY)  ## the tests, in JOBS processes
-	$(BIN)/pytest -n $(JOBS) --dist loadgroup
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(JOBS) --dist loadgroup
 
 nightly: $(READY)  ## the tests that are too slow for every change
 	$(BIN)/pytest -m nightly
