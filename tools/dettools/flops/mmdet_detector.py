@@ -73,7 +73,9 @@ class MmdetSubject:
         try:
             with quiet(), _called(network):
                 if not _has_stages(network):
-                    whole = count_call(network, pixels, [_sample(wanted)])
+                    # The plain forward of Sparse R-CNN matches its boxes to objects, which inference does not.
+                    mode = "predict" if hasattr(network, "roi_head") else "tensor"
+                    whole = count_call(network, pixels, [_sample(wanted)], mode)
                     cost = cost_of(network, wanted, whole, (), subject=self.name)
                 else:
                     fixed, proposal, detection = _by_stage(network, pixels, wanted)
