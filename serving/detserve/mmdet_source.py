@@ -4,8 +4,9 @@ CONFIG.py ─► flattened, a literal ─► config.py          CHECKPOINT.pth �
 the user's own modules ─► modules/                                            └─► weights.safetensors
 """
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from dethandlers.artefact import Artefact, digest_file
 from dethandlers.detections import Category
@@ -54,10 +55,25 @@ def mmdet_spec_categories(config: Path, checkpoint: Path, *, allow_code: bool = 
     return found_categories(read_config(config, allow_code=allow_code), read_checkpoint(checkpoint))
 
 
-def mmdet_members(
-    spec: Spec, folder: Path, checkpoint: Path, *, allow_code: bool = False
-) -> tuple[dict[str, bytes], Spec, list[str]]:
-    """Return a model's members in the archive, the spec as packed, and notes for people.
+@dataclass(frozen=True)
+class SourceModel:
+    """What a spec of family ``mmdet`` describes.
+
+    Attributes:
+        config: flattened.
+        checkpoint: as read.
+        network: MMDetection's model with the checkpoint's weights, in evaluation mode.
+        categories: the spec's, with the model's labels.
+    """
+
+    config: MmdetConfig
+    checkpoint: MmdetCheckpoint
+    network: Any
+    categories: tuple[Category, ...]
+
+
+def load_source(spec: Spec, folder: Path, checkpoint: Path, *, allow_code: bool = False) -> SourceModel:
+    """Read a spec's config and checkpoint, and build the model, all of whose weights have to be there.
 
     Args:
         spec: of family ``mmdet``.
@@ -76,6 +92,31 @@ def mmdet_members(
         raise SpecError(str(error)) from error
     config = read_config(config_path(spec, folder), allow_code=allow_code)
     read = read_checkpoint(checkpoint)
+    categories = mmdet_categories(config.values, read.class_names, given=spec.categories)
+    try:
+        network = build_network(config.values, modules=module_folders(spec, folder), allow_code=allow_code)
+    except ArtefactError as error:
+        raise ConfigError(str(error)) from error
+    load_weights(network, read, checkpoint.name)
+    return SourceModel(config, read, network, categories)
+
+
+def mmdet_members(
+    spec: Spec, folder: Path, checkpoint: Path, *, allow_code: bool = False
+) -> tuple[dict[str, bytes], Spec, list[str]]:
+    """Return a model's members in the archive, the spec as packed, and notes for people.
+
+    Args:
+        spec: of family ``mmdet``.
+        folder: what its paths are relative to.
+        checkpoint: ``.pth`` or ``.safetensors``.
+        allow_code: a config that is not literal is run, and the modules that it imports are imported.
+
+    Raises:
+        DetserveError: MMDetection is not installed, something cannot be read, does not fit, or would have to be run.
+    """
+    model = load_source(spec, folder, checkpoint, allow_code=allow_code)
+    config, read, network, categories = model.config, model.checkpoint, model.network, model.categories
     notes = list(read.notes)
     if config.code_ran:
         notes.append(f"{spec.config} was run, since it is more than a literal: {config.code_ran}")
@@ -84,14 +125,8 @@ def mmdet_members(
     notes += more
     if imports:
         notes.append(f"{', '.join(imports)} ran, and will run in the worker")
-    categories = mmdet_categories(config.values, read.class_names, given=spec.categories)
     known = () if read.class_names else _names_of_dataset(config_dataset_type(config.values))
     notes += naming_notes(config.values, read.class_names, spec.categories, of_dataset_type=known)
-    try:
-        network = build_network(config.values, modules=module_folders(spec, folder), allow_code=allow_code)
-    except ArtefactError as error:
-        raise ConfigError(str(error)) from error
-    load_weights(network, read, checkpoint.name)
     # Copies: the layers of some detectors share their tensors, which safetensors refuses.
     state = {name: tensor.detach().clone().contiguous() for name, tensor in network.state_dict().items()}
     members |= {WEIGHTS_FILE: save(state), CONFIG_FILE: dump_config(config.values).encode()}

@@ -5,28 +5,20 @@ config ─► built network + weights ─┬─► describe_head, describe_prepr
 """
 
 import math
-from dataclasses import replace
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import torch
-from dethandlers.errors import ArtefactError
-from dethandlers.mmdet_model import build_network, quiet
+from dethandlers.mmdet_model import quiet
 from dethandlers.spec import Decoding, Preprocessing, Spec
 from torch import Tensor, nn
 
-from detserve.eager_mmdet import load_weights
 from detserve.errors import ExportError
 from detserve.export.deformable_graphs import plain_operators
 from detserve.export.exporters import ExportOptions, Graph
 from detserve.export.mmdet_heads import MAPS, REMEDY, describe_head
 from detserve.export.mmdet_pipelines import describe_preprocessing
 from detserve.export.tracing import Signature, trace
-from detserve.mmdet_checkpoint import mmdet_categories, read_checkpoint
-from detserve.mmdet_config import ConfigError, read_config
-from detserve.mmdet_modules import module_folders
-from detserve.mmdet_source import config_path
 
 _ONE_IMAGE_HEADS = ("TOODHead",)
 """Heads that write the number of images that they are traced with into the graph."""
@@ -49,29 +41,6 @@ class Maps(nn.Module):
         if self._kind == "queries":
             return tuple(layers[-1] for layers in outputs)
         return tuple(level for levels in outputs for level in levels)
-
-
-def load_network(spec: Spec, folder: Path, checkpoint: Path, *, allow_code: bool = False) -> tuple[Spec, Any]:
-    """Build a config's model with a checkpoint's weights; return it with the spec, whose categories are then known.
-
-    Args:
-        spec: of family ``mmdet``.
-        folder: what its paths are relative to.
-        checkpoint: its weights.
-        allow_code: a config that is not literal is run, and the modules that it imports are imported.
-
-    Raises:
-        DetserveError: MMDetection is not installed, something cannot be read, does not fit, or would have to be run.
-    """
-    config = read_config(config_path(spec, folder), allow_code=allow_code)
-    read = read_checkpoint(checkpoint)
-    try:
-        network = build_network(config.values, modules=module_folders(spec, folder), allow_code=allow_code)
-    except ArtefactError as error:
-        raise ConfigError(str(error)) from error
-    load_weights(network, read, checkpoint.name)
-    categories = mmdet_categories(config.values, read.class_names, given=spec.categories)
-    return replace(spec, categories=categories), network
 
 
 def export_network(spec: Spec, network: Any, options: ExportOptions) -> Graph:  # noqa: ARG001 - as every exporter

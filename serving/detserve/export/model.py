@@ -145,9 +145,10 @@ def export_model(
 def _read(spec: Spec, folder: Path, checkpoint: Path, *, allow_code: bool) -> tuple[Spec, Any]:
     """Return the resolved spec, and the weights as the family's exporter takes them."""
     if spec.family == "mmdet":
-        from detserve.export.mmdet_export import load_network
+        from detserve.mmdet_source import load_source
 
-        return load_network(spec, folder, checkpoint, allow_code=allow_code)
+        model = load_source(spec, folder, checkpoint, allow_code=allow_code)
+        return replace(spec, categories=model.categories), model.network
     state = load_state_dict(checkpoint)
     return resolve_spec(spec, state), state
 
