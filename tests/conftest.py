@@ -11,24 +11,23 @@ Serve = Callable[[list[Path], str], str]
 """Starts a server for some archives as the instance of that name, and returns the name."""
 
 
-_BUILDER_TESTS = ("test_exported_builders.py", "test_served_builders.py")
+_SHELF_TESTS = (
+    "test_exported_builders.py",
+    "test_served_builders.py",
+    "test_unknown_classes.py",
+    "test_eager_exported.py",
+    "test_rehearsal.py",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """With several processes a file's tests stay together, for what its fixtures make; the longest begin.
 
-    The tests of torchvision's builders share their detectors over two files, and are cut by kind instead.
+    The files that take their detectors from one shelf are one such group.
     """
     for item in items:
-        item.add_marker(pytest.mark.xdist_group(_group(item)))
-    items.sort(key=lambda item: item.path.name not in _BUILDER_TESTS)
-
-
-def _group(item: pytest.Item) -> str:
-    if item.path.name not in _BUILDER_TESTS:
-        return item.path.name
-    kinds = (("faster",), ("fcos", "keypoint", "mask"), ("retinanet", "ssd"))
-    return next((f"builders-{kind[0]}" for kind in kinds if any(name in item.name for name in kind)), item.path.name)
+        item.add_marker(pytest.mark.xdist_group("shelf" if item.path.name in _SHELF_TESTS else item.path.name))
+    items.sort(key=lambda item: item.path.name not in _SHELF_TESTS)
 
 
 @pytest.fixture(autouse=True, scope="session")

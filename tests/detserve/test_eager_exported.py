@@ -30,9 +30,9 @@ def _one_thread():
         (SSDLITE, "graph"),
         (FASTER_RCNN, "graph"),
         pytest.param("fcos_resnet50_fpn", "host", marks=pytest.mark.slow),
-        pytest.param("fcos_resnet50_fpn", "graph", marks=pytest.mark.slow),
+        pytest.param("fcos_resnet50_fpn", "graph", marks=pytest.mark.nightly),
         pytest.param("maskrcnn_resnet50_fpn", "graph", marks=pytest.mark.slow),
-        pytest.param("keypointrcnn_resnet50_fpn", "graph", marks=pytest.mark.slow),
+        pytest.param("keypointrcnn_resnet50_fpn", "graph", marks=pytest.mark.nightly),
     ],
 )
 def test_it_finds_what_torchvision_finds(shelf, builder, nms):

@@ -26,6 +26,21 @@ ONE_STAGE = [builder for builder in sorted(OPTIONS) if not builder.startswith(("
 CASES = [
     (builder, nms) for builder in sorted(OPTIONS) for nms in (("host", "graph") if builder in ONE_STAGE else ("graph",))
 ]
+# One of each kind of post-processing; `make nightly` takes the others.
+EVERY_CHANGE = {
+    ("fasterrcnn_mobilenet_v3_large_320_fpn", "graph"),
+    ("fcos_resnet50_fpn", "host"),
+    ("maskrcnn_resnet50_fpn", "graph"),
+    ("retinanet_resnet50_fpn", "graph"),
+    ("ssdlite320_mobilenet_v3_large", "host"),
+    ("ssdlite320_mobilenet_v3_large", "graph"),
+}
+
+
+def _nightly(*values, every_change: bool):
+    """A case that runs with every change, or at night only."""
+    return pytest.param(*values, marks=() if every_change else pytest.mark.nightly)
+
 
 # The fixtures make detectors and export them: minutes on two busy cores.
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
@@ -105,7 +120,9 @@ def gap_below(threshold: float, found: list[Detections]) -> float:
     return float(scores[place] + scores[place + 1]) / 2
 
 
-@pytest.fixture(scope="module", params=CASES, ids="-".join)
+@pytest.fixture(
+    scope="module", params=[_nightly(case, every_change=case in EVERY_CHANGE) for case in CASES], ids="-".join
+)
 def case(request, shelf, references) -> Iterator[Case]:
     builder, nms = request.param
     exported = shelf.exported(builder, nms)
@@ -118,6 +135,7 @@ def case(request, shelf, references) -> Iterator[Case]:
 
 def test_every_builder_of_torchvision_is_exported():
     assert sorted({builder for builder, _ in CASES}) == builders()
+    assert set(CASES) >= EVERY_CHANGE
 
 
 @pytest.mark.parametrize(("batch_size", "part"), [(1, slice(3)), (3, slice(2, 8)), (8, slice(8))], ids=["1", "3", "8"])
@@ -188,7 +206,8 @@ def picture(width: int, height: int) -> bytes:
 
 
 @pytest.mark.parametrize(
-    ("builder", "nms"), [("fasterrcnn_mobilenet_v3_large_320_fpn", "graph"), ("fcos_resnet50_fpn", "graph")]
+    ("builder", "nms"),
+    [("fasterrcnn_mobilenet_v3_large_320_fpn", "graph"), _nightly("fcos_resnet50_fpn", "graph", every_change=False)],
 )
 def test_strips_and_tiny_images_are_no_exception(shelf, builder, nms):
     """Some feature maps are one cell high there, and some levels have fewer candidates than are kept."""
@@ -206,7 +225,14 @@ def test_strips_and_tiny_images_are_no_exception(shelf, builder, nms):
     assert differences.score <= 1e-3
 
 
-@pytest.mark.parametrize("builder", [builder for builder in sorted(OPTIONS) if builder not in ONE_STAGE])
+@pytest.mark.parametrize(
+    "builder",
+    [
+        _nightly(builder, every_change=(builder, "graph") in EVERY_CHANGE)
+        for builder in sorted(OPTIONS)
+        if builder not in ONE_STAGE
+    ],
+)
 def test_a_two_stage_model_with_nms_outside_is_refused_with_the_reason(builder, shelf, tmp_path):
     spec = replace(
         shelf.exported(builder, "graph").spec, runtime="torch", weights=str(shelf.folder / f"{builder}.safetensors")

@@ -1,7 +1,7 @@
 """Every torchvision builder behind a real TorchServe: eight images of eight sizes in one batch equal eager, and alone.
 
-As safetensors by the torch runtime, and as the exported ONNX file. Four builders share a server, so that twelve models
-never load at once.
+As safetensors by the torch runtime, and as the exported ONNX file. Few builders share a server: each takes two workers,
+of one to two gigabytes.
 """
 
 from concurrent.futures import ThreadPoolExecutor
@@ -21,13 +21,28 @@ from detserve.eager import TorchvisionEager
 from detserve.export.onnx_file import described_artefact, require_described
 from random_detectors import MAX_DETECTIONS, OPTIONS
 
-GROUPS = [sorted(OPTIONS)[start : start + 4] for start in range(0, len(OPTIONS), 4)]
+EVERY_CHANGE = ("fasterrcnn_mobilenet_v3_large_320_fpn", "maskrcnn_resnet50_fpn", "ssdlite320_mobilenet_v3_large")
+_OTHERS = [builder for builder in sorted(OPTIONS) if builder not in EVERY_CHANGE]
+NIGHTLY = [tuple(_OTHERS[start : start + 3]) for start in range(0, len(_OTHERS), 3)]
 # Long enough for eight requests of one burst, short enough for eight single ones.
 BATCH_DELAY_MS = 400
 
 
+each_builder = pytest.mark.parametrize(
+    ("served", "builder"),
+    [
+        pytest.param(group, builder, id=builder, marks=() if group == EVERY_CHANGE else pytest.mark.nightly)
+        for group in (EVERY_CHANGE, *NIGHTLY)
+        for builder in group
+    ],
+    indirect=["served"],
+    scope="module",
+)
+
+
 def test_every_builder_of_torchvision_is_tested():
     assert sorted(OPTIONS) == builders()
+    assert sorted((*EVERY_CHANGE, *(builder for group in NIGHTLY for builder in group))) == builders()
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -47,7 +62,6 @@ class Served:
     """A server with some builders, each as a torch archive and, as NAME_onnx, as an archive of the exported file."""
 
     instance: str
-    builders: list[str]
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +69,7 @@ def images(shelf):
     return shelf.images
 
 
-@pytest.fixture(scope="module", params=GROUPS, ids=lambda group: group[0].split("_")[0])
+@pytest.fixture(scope="module")
 def served(request, tmp_path_factory, shelf, serve):
     folder = tmp_path_factory.mktemp("builders")
     archives = []
@@ -68,7 +82,7 @@ def served(request, tmp_path_factory, shelf, serve):
         spec = replace(described.spec, name=f"{builder}_onnx", serving=replace(described.spec.serving, **SERVING))
         out = folder / f"{builder}_onnx.mar"
         archives.append(build_archive(spec, folder=folder, out=out, weights=file, golden=described.golden).path)
-    return Served(serve(archives, request.param[0]), request.param)
+    return Served(serve(archives, request.param[0]))
 
 
 def exported(shelf, builder):
@@ -100,10 +114,9 @@ def wanted(builder: str) -> dict[str, bool]:
 
 @pytest.mark.server
 @pytest.mark.slow
-@pytest.mark.timeout(1500)  # the fixture makes four detectors, exports them and starts eight workers
-@pytest.mark.parametrize("place", range(4))
-def test_a_batch_of_eight_sizes_equals_eager_and_each_image_alone(served, shelf, images, reference, place):
-    builder = served.builders[place]
+@pytest.mark.timeout(1500)  # the fixture makes three detectors, exports them and starts six workers
+@each_builder
+def test_a_batch_of_eight_sizes_equals_eager_and_each_image_alone(served, shelf, images, reference, builder):
     threshold = exported(shelf, builder).spec.serving.score_threshold
     together, single = _together_and_alone(served.instance, builder, builder, images)
     assert min(len(found) for found in reference(builder)) >= 20
@@ -125,10 +138,9 @@ def test_a_batch_of_eight_sizes_equals_eager_and_each_image_alone(served, shelf,
 
 @pytest.mark.server
 @pytest.mark.slow
-@pytest.mark.timeout(1500)  # the fixture makes four detectors, exports them and starts eight workers
-@pytest.mark.parametrize("place", range(4))
-def test_exported_it_equals_itself_in_process_and_eager(served, shelf, images, reference, place):
-    builder = served.builders[place]
+@pytest.mark.timeout(1500)  # the fixture makes three detectors, exports them and starts six workers
+@each_builder
+def test_exported_it_equals_itself_in_process_and_eager(served, shelf, images, reference, builder):
     threshold = exported(shelf, builder).spec.serving.score_threshold
     together, single = _together_and_alone(served.instance, builder, f"{builder}_onnx", images)
 

@@ -32,9 +32,14 @@ CASES = [
     (FASTER_RCNN, "torch"),
     (FASTER_RCNN, "graph"),
     *(
-        pytest.param(builder, runtime, marks=pytest.mark.slow)
-        for builder, runtimes in ((FCOS, ("torch", "host", "graph")), (MASK_RCNN, ("torch", "graph")))
-        for runtime in runtimes
+        pytest.param(builder, runtime, marks=mark)
+        for builder, runtime, mark in (
+            (FCOS, "torch", pytest.mark.slow),
+            (FCOS, "host", pytest.mark.slow),
+            (FCOS, "graph", pytest.mark.nightly),
+            (MASK_RCNN, "torch", pytest.mark.slow),
+            (MASK_RCNN, "graph", pytest.mark.slow),
+        )
     ),
 ]
 WANTED = (1, 3, 7)
