@@ -41,13 +41,15 @@ class DetectionHandler:
         begun = time.perf_counter()
         from dethandlers.detector import Request
         from dethandlers.errors import RequestError
+        from dethandlers.open_inference import InferRequest
         from dethandlers.options import parse_options
         from dethandlers.payload import OPTIONS_HEADER, split_row
-        from dethandlers.responses import to_json_text
+        from dethandlers.responses import json_text, to_json_text
 
         detector = self._detector
         spec = detector.spec
         slots: list[RequestError | Request | None] = []
+        infers: dict[int, InferRequest] = {}  # those of the Open Inference Protocol
         for index, row in enumerate(data):
             if context.get_request_header(index, "describe") == "True":
                 slots.append(None)
@@ -55,15 +57,24 @@ class DetectionHandler:
             headers = {name.lower(): value for name, value in context.get_all_request_header(index).items()}
             # TorchServe keeps the headers of a form's fields under the fields' names: those are no text.
             header = headers.get(OPTIONS_HEADER.lower(), "")
+            header = header if isinstance(header, str) else ""
+            infer = InferRequest.recognise(row, headers, context.get_request_id(index) or "")
             try:
-                image, values = split_row(row, header if isinstance(header, str) else "")
+                if infer is None:
+                    image, values = split_row(row, header)
+                else:
+                    infers[index] = infer
+                    image, values = infer.split(row, header)
                 options = parse_options(values, spec.serving, spec.categories, detector.family.capabilities)
                 slots.append(Request(image, options))
             except RequestError as error:
                 slots.append(error)
+            except RecursionError:
+                slots.append(RequestError("got JSON nested too deeply, expected flat values."))
         accepted = [slot for slot in slots if isinstance(slot, Request)]
         answers = iter(detector.detect(accepted, batch_size=len(data)))
         texts = []
+        model = (str(context.model_name), str((context.manifest.get("model") or {}).get("modelVersion", "")))
         for index, slot in enumerate(slots):
             if slot is None:
                 texts.append(json.dumps(detector.describe()))
@@ -72,9 +83,12 @@ class DetectionHandler:
             context.set_response_content_type(index, "application/json")
             if isinstance(slot, RequestError) or isinstance(result, RequestError):
                 context.set_response_status(code=result.code, phrase=result.type, idx=index)
-                texts.append(json.dumps(result.to_json(), ensure_ascii=False))
+                text = json_text(result.to_json()) if index not in infers else infers[index].error(result, model)
             else:
-                texts.append(to_json_text(result, slot.options, spec.categories, begun))
+                text = to_json_text(result, slot.options, spec.categories, begun)
+                if index in infers:
+                    text = infers[index].answer(text, result.detections, model)
+            texts.append(text)
         return texts
 
     def _load(self, properties: dict[str, Any]) -> None:

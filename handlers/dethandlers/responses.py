@@ -1,4 +1,8 @@
-"""Detections to the JSON of the response contract; floats are written so that float32 survives the way back."""
+"""Detections to the JSON of the response contract; floats are written so that float32 survives the way back.
+
+The text is compact and in UTF-8: so it is the same, byte for byte, when TorchServe's frontend reads and writes it
+again, as it does for the Open Inference Protocol.
+"""
 
 import json
 import time
@@ -22,7 +26,7 @@ def to_json_text(
             this answer is written, the other images of the batch included.
     """
     begun = time.perf_counter()
-    text = json.dumps(_FORMATS[options.format](answer.detections, options, categories))
+    text = json_text(_FORMATS[options.format](answer.detections, options, categories))
     if not options.timings:
         return text
     written = time.perf_counter()
@@ -35,7 +39,19 @@ def to_json_text(
         "forward_size": answer.forward_size,
         "image_size": list(answer.image_size),
     }
-    return f'{{"detections": {text}, {json.dumps(beside)[1:]}'
+    return f'{{"detections":{text},{json_text(beside)[1:]}'
+
+
+def json_text(value: Any) -> str:
+    """Write JSON as the frontend writes what it has read: no spaces, no letter escaped that need not be."""
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    if text.isascii():
+        return text
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # half a surrogate pair, quoted from a request: the worker would die of it
+        return json.dumps(value, separators=(",", ":"))
+    return text.replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
 
 
 def _list(detections: Detections, options: Options, categories: tuple[Category, ...]) -> list[dict[str, Any]]:

@@ -31,9 +31,8 @@ def text(found=FOUND, **options):
 
 def test_the_default_is_the_published_list():
     assert text() == (
-        '[{"class_label": 1, "class_name": "s\\u00fc\\u00dfe \\"stars\\"", "bbox": [1.5, 2.25, 11.5, 22.75], '
-        '"score": 0.899999976}, '
-        '{"class_label": 0, "class_name": "circle", "bbox": [0.0, 0.100000001, 5.0, 6.0], "score": 0.125}]'
+        '[{"class_label":1,"class_name":"süße \\"stars\\"","bbox":[1.5,2.25,11.5,22.75],"score":0.899999976},'
+        '{"class_label":0,"class_name":"circle","bbox":[0.0,0.100000001,5.0,6.0],"score":0.125}]'
     )
 
 

@@ -78,6 +78,15 @@ def read_archive(path: Path, defaults: ModelSettings) -> ArchiveFacts:
     return ArchiveFacts(path, name, version, _settings(path, worker or {}, defaults))
 
 
+def speaks_open_inference(path: Path) -> bool:
+    """Tell whether an archive's handler answers the Open Inference Protocol; another's worker dies of ModelInfer."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return "dethandlers/open_inference.py" in archive.NameToInfo
+    except (OSError, zipfile.BadZipFile):
+        return False
+
+
 def _settings(path: Path, worker: Any, defaults: ModelSettings) -> ModelSettings:
     if not isinstance(worker, dict):
         raise ServerError(f"The worker settings of {path} are {type(worker).__name__}, expected key: value lines.")

@@ -14,7 +14,7 @@ from dethandlers.entry import LOG_LEVEL_VARIABLE
 
 from detserve.errors import ServerError
 from detserve.instance import FOLDER_VARIABLE, Instance, Ports, ServedModel
-from detserve.server.archives import ModelSettings
+from detserve.server.archives import ModelSettings, speaks_open_inference
 from detserve.server.capacity import capacity
 
 Device = Literal["auto", "cpu", "gpu"]
@@ -170,6 +170,9 @@ def config_properties(
         "default_startup_timeout": settings.startup_timeout_s,
         "model_snapshot": json.dumps(snapshot),
     }
+    # Without it ModelInfer is unknown to the server, which is better than a dead worker.
+    if all(speaks_open_inference(instance.model_store / file_name) for _, file_name, _ in models):
+        values["ts_open_inference_protocol"] = "true"
     if settings.device == "cpu":
         values["number_of_gpu"] = 0
     return "".join(f"{key}={_escaped(str(value))}\n" for key, value in values.items())
