@@ -13,7 +13,11 @@ from dettools.endpoint import Endpoint, add_endpoint_arguments
 if TYPE_CHECKING:
     import argparse
 
-    from dettools.evaluation.run import Request
+    from rich.console import Console
+
+    from dettools.evaluation.evaluation import Evaluation
+    from dettools.evaluation.request import Request
+    from dettools.evaluation.run import Progress
 
 # As in dettools.agreement, which needs numpy: `detserve --help` must not wait for it. A test keeps them equal.
 TIER_CHOICES = ("bit", "numeric", "reduced-precision", "detection")
@@ -25,6 +29,9 @@ _EPILOG = """\
   detserve evaluate nano --config yolox_nano.py         the data set that the config tests on
   detserve evaluate model.onnx --images val/ --annotations val.json --against eager --spec model.yaml
                                                         is the exported file as accurate as the checkpoint?
+  detserve evaluate shapes … --out eval/ --shard 3/8    one of eight processes, 0/8 to 7/8
+  detserve evaluate shapes --annotations val.json --merge eval/
+                                                        the figures of all eight, as of one process
 
 exit codes: 0 evaluated, and the certificate (if asked for) is given; 1 refused, images without an answer, or no
 certificate; 2 usage or input error; 130 interrupted: the same command goes on where it was
@@ -88,6 +95,14 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "--patience", type=float, default=60.0, metavar="S",
         help="how long to wait for what may pass: a worker restarting, a full queue (default: %(default)g s)",
     )  # fmt: skip
+    parts = parser.add_argument_group("a large data set in parts")
+    parts.add_argument(
+        "--shard", metavar="I/N", help="only every N-th image, from the I-th on (I from 0): answers, no figures, in "
+        "--out/shard-I-of-N",
+    )  # fmt: skip
+    parts.add_argument(
+        "--merge", type=Path, metavar="DIR", help="the figures of the whole from the N shards in DIR; asks nobody"
+    )
     parser.add_argument("--fresh", action="store_true", help="begin anew and drop the answers of an interrupted run")
     parser.add_argument("--per-class", action="store_true", help="print each category's figures too")
     parser.add_argument("--margin", type=float, default=0.1, metavar="AP", help="of the certificate (default: 0.1 AP)")
@@ -112,17 +127,20 @@ def run(args: argparse.Namespace) -> int:
     """Evaluate; return the exit code."""
     from rich.console import Console
 
-    from dettools.evaluation.evaluation import write_evaluation
-    from dettools.evaluation.run import RefusedError, evaluate
-    from dettools.reports.evaluation_page import write_page
-    from dettools.reports.evaluation_tables import print_evaluation, print_refusal
+    from dettools.evaluation.request import RefusedError
+    from dettools.evaluation.run import evaluate
+    from dettools.reports.evaluation_tables import print_refusal
     from dettools.reports.progress import progress
 
-    request = _request(args)
     console = Console(stderr=args.json)
+    if args.merge is not None:
+        return _merge(args, console)
+    request = _request(args)
     with contextlib.ExitStack() as stack:
         show = stack.enter_context(progress())
         try:
+            if args.shard is not None:
+                return _shard(args, request, console, show, stack)
             evaluation = evaluate(request, on_progress=show)
         except RefusedError as refused:
             stack.close()
@@ -134,19 +152,54 @@ def run(args: argparse.Namespace) -> int:
             stack.close()
             print(f"what was answered is kept in {request.out}; the same command goes on from there", file=sys.stderr)
             raise
-    write_evaluation(evaluation, request.out)
-    page = write_page(evaluation, request.out / "report.html")
+    return _report(args, evaluation, request.out, console)
+
+
+def _shard(
+    args: argparse.Namespace, request: Request, console: Console, show: Progress, stack: contextlib.ExitStack
+) -> int:
+    from dettools.evaluation.run import evaluate_shard
+    from dettools.evaluation.shards import Shard
+    from dettools.reports.evaluation_tables import print_part
+
+    part = evaluate_shard(request, Shard.parse(args.shard), on_progress=show)
+    stack.close()
+    print_part(part, console)
+    if args.json:
+        print(json.dumps(part.to_json()))
+    return 0 if part.passed else 1
+
+
+def _merge(args: argparse.Namespace, console: Console) -> int:
+    from detserve.errors import DetserveError
+
+    from dettools.evaluation.run import merge
+
+    if args.shard is not None:
+        raise DetserveError("got --shard and --merge, expected one of them: shards first, then one merge.")
+    annotations = _annotations(args)
+    evaluation = merge(args.merge, annotations, tier=args.tier, margin=args.margin / 100, confidence=args.confidence)
+    return _report(args, evaluation, args.out or args.merge, console)
+
+
+def _report(args: argparse.Namespace, evaluation: Evaluation, out: Path, console: Console) -> int:
+    from dettools.evaluation.evaluation import write_evaluation
+    from dettools.reports.evaluation_page import write_page
+    from dettools.reports.evaluation_tables import print_evaluation
+
+    write_evaluation(evaluation, out)
+    page = write_page(evaluation, out / "report.html")
     print_evaluation(evaluation, console, per_class=args.per_class)
     console.print(f"report: {page}", soft_wrap=True)
     if args.json:
-        print(json.dumps({**evaluation.to_json(), "report": str(page), "results": str(request.out / "results.json")}))
+        print(json.dumps({**evaluation.to_json(), "report": str(page), "results": str(out / "results.json")}))
     return 0 if evaluation.passed else 1
 
 
 def _request(args: argparse.Namespace) -> Request:
     from detserve.model_store import default_model_store
 
-    from dettools.evaluation.run import Request
+    from dettools.evaluation.request import Request
     from dettools.evaluation.stream import RetryPolicy
 
     images, annotations, classes = _data(args)
@@ -179,6 +232,17 @@ def _request(args: argparse.Namespace) -> Request:
         device=args.device,
         allow_code=args.allow_code,
     )
+
+
+def _annotations(args: argparse.Namespace) -> Path:
+    """Return the annotation file alone: a merge needs no images."""
+    from detserve.errors import DetserveError
+
+    if args.config is not None:
+        return _data(args)[1]
+    if args.annotations is None:
+        raise DetserveError("got no --annotations, expected the file that the shards read.")
+    return Path(args.annotations)
 
 
 def _data(args: argparse.Namespace) -> tuple[Path, Path, tuple[str, ...]]:

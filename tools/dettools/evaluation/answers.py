@@ -197,6 +197,30 @@ def open_journal(path: Path, identity: Mapping[str, Any], *, fresh: bool = False
         yield journal
 
 
+def read_answers(path: Path) -> tuple[dict[str, Any], dict[int, Answer], list[Event]]:
+    """Read a journal whoever wrote it: whose answers they are, the last one of each image, and what was got over.
+
+    Raises:
+        JournalError: it cannot be read, or is none.
+    """
+    answers: dict[int, Answer] = {}
+    events: list[Event] = []
+    try:
+        header, *lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        identity: dict[str, Any] = header["identity"]
+        for line in lines:
+            if "event" in line:
+                events.append(Event.from_json(line))
+            elif not line.get("complete"):
+                answer = Answer.from_json(line)
+                answers[answer.image_id] = answer
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise JournalError(
+            f"{path} is not the journal of an evaluation ({type(error).__name__}: {error}). Evaluate again."
+        ) from error
+    return identity, answers, events
+
+
 def _read(path: Path, identity: Mapping[str, Any], answers: dict[int, Answer], events: list[Event]) -> int:
     """Fill in what the file holds; return the length of its whole lines in bytes."""
     content = path.read_bytes()

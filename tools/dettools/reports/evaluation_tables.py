@@ -7,7 +7,8 @@ from rich.table import Table
 from dettools.coco_metrics import Metrics
 from dettools.evaluation.certificate import Certificate
 from dettools.evaluation.evaluation import Evaluation
-from dettools.evaluation.run import RefusedError
+from dettools.evaluation.request import RefusedError
+from dettools.evaluation.shards import Part
 
 _FIGURES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR100")
 _SHOWN = 10
@@ -52,6 +53,17 @@ def print_evaluation(evaluation: Evaluation, console: Console, *, per_class: boo
             _print_classes(iou_type, metrics, console)
     if evaluation.certificate is not None:
         print_certificate(evaluation.certificate, console)
+
+
+def print_part(part: Part, console: Console) -> None:
+    """Print what one shard answered; figures are the whole's alone."""
+    answered = part.images - len(part.failed)
+    console.print(f"shard {part.shard}: {answered} of {part.images} images answered, in {part.seconds:.1f} s")
+    for answer in part.failed[:_SHOWN]:
+        reason = answer.failure.message if answer.failure else ""
+        console.print(f"[red]failed[/] {escape(answer.file_name)}: {escape(reason)}", soft_wrap=True)
+    if len(part.failed) > _SHOWN:
+        console.print(f"[red]failed[/] and {len(part.failed) - _SHOWN} more images")
 
 
 def print_certificate(certificate: Certificate, console: Console) -> None:
