@@ -11,7 +11,8 @@ import struct
 import tempfile
 import warnings
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -32,6 +33,11 @@ _UNIX = 3
 _LARGEST_PLAIN_ZIP = 1 << 31
 _PICKLES = (".pth", ".pt", ".pkl", ".pickle", ".bin", ".ckpt", ".joblib", ".npy", ".npz")
 _CHUNK = 1 << 20
+# A deflated zip unpacks to a thousand times its size; weights and code hardly shrink at all.
+_MOST_GROWTH = 20
+_FREE_GROWTH = 64 << 20
+# Their readers know no pickle, and the length that a safetensors file begins with may look like one.
+_NEVER_PICKLES = (".safetensors", ".onnx")
 
 
 @dataclass(frozen=True)
@@ -107,18 +113,37 @@ def write_mar(path: Path, members: Mapping[str, bytes]) -> list[Member]:
     ]
 
 
-def check_archive(path: Path) -> list[Member]:
+def check_archive(
+    path: Path, *, trusted_keys: Sequence[Path] | None = None, built_by_detserve: bool = False, pickles: bool = True
+) -> list[Member]:
     """Check an archive's members: safe names, whole, each with the digest that ``SHA256SUMS`` states, no pickle.
 
     Of an archive of detserve every byte is checked: the members by their digests, the zip's own by what ``write_mar``
-    writes. An archive that is not of detserve (neither spec nor digests in it) is only checked for safe names and
-    wholeness.
+    writes. An archive that is not of detserve (neither spec nor digests in it) is only checked for safe names, for
+    wholeness and for its unpacked size, unless the last two arguments ask for more.
+
+    Args:
+        trusted_keys: public keys, or folders of them, one of which must have signed the file (``detserve.signature``);
+            None asks for no signature.
+        built_by_detserve: refuse an archive that is not of detserve.
+        pickles: let one that is not of detserve hold pickles.
 
     Raises:
         ArchiveError: names the member that is at fault.
     """
+    if trusted_keys is not None:
+        # First: of what nobody vouches for nothing is parsed.
+        from detserve.signature import check_signature
+
+        check_signature(path, trusted_keys)
     with _opened(path) as archive:
-        return _check_members(archive, path)
+        members = _check_members(archive, path, pickles=pickles)
+    if built_by_detserve and not {SPEC_FILE, DIGESTS_FILE} <= {member.name for member in members}:
+        raise ArchiveError(
+            f"archive {path.name}: it was not built by detserve: it has no {SPEC_FILE} and {DIGESTS_FILE}, so that "
+            "nothing in it can be verified. Pack its model with `detserve archive`."
+        )
+    return members
 
 
 def read_json_member(path: Path, name: str) -> Any:
@@ -167,28 +192,47 @@ def _opened(path: Path) -> Iterator[zipfile.ZipFile]:
         yield archive
 
 
-def _check_members(archive: zipfile.ZipFile, path: Path) -> list[Member]:
-    every = [entry.filename for entry in archive.infolist()]
+def _check_members(archive: zipfile.ZipFile, path: Path, *, pickles: bool = True) -> list[Member]:
+    counts = Counter(entry.filename for entry in archive.infolist())
     for entry in archive.infolist():
-        _check_name(entry, every, path)
+        _check_name(entry, counts, path)
+    _check_growth(archive.infolist(), path)
     entries = [entry for entry in archive.infolist() if not entry.is_dir()]
     names = [entry.filename for entry in entries]
-    members = [Member(entry.filename, entry.file_size, _digest(archive, entry, path)) for entry in entries]
+    ours = DIGESTS_FILE in names or SPEC_FILE in names
+    members, pickled = list[Member](), list[str]()
+    for entry in entries:
+        digest, looks_pickled = _read_through(archive, entry, path)
+        members.append(Member(entry.filename, entry.file_size, digest))
+        if entry.filename.lower().endswith(_PICKLES) or looks_pickled:
+            pickled.append(entry.filename)
     if MANIFEST_FILE not in names:
         raise ArchiveError(f"archive {path.name}: {MANIFEST_FILE} is missing. This is no archive for TorchServe.")
-    if DIGESTS_FILE in names or SPEC_FILE in names:
+    if ours:
         _check_digests(archive, members, path)
-        pickled = [name for name in names if name.lower().endswith(_PICKLES)]
-        if pickled:
-            raise ArchiveError(
-                f"archive {path.name}: got {pickled[0]}, which may hold a pickle, expected weights as safetensors or "
-                "ONNX. Build it again with `detserve archive`."
-            )
+    if pickled and (ours or not pickles):
+        raise ArchiveError(
+            f"archive {path.name}: got {pickled[0]}, which may hold a pickle, expected weights as safetensors or "
+            "ONNX. Build it again with `detserve archive`."
+        )
+    if ours:
         _check_frame(archive.infolist(), path)
     return members
 
 
-def _check_name(entry: zipfile.ZipInfo, names: list[str], path: Path) -> None:
+def _check_growth(entries: list[zipfile.ZipInfo], path: Path) -> None:
+    """Refuse a zip bomb by what its directory declares; reading a member ends at its declared size."""
+    size = path.stat().st_size
+    unpacked_size = sum(entry.file_size for entry in entries)
+    if unpacked_size > _FREE_GROWTH + _MOST_GROWTH * size:
+        raise ArchiveError(
+            f"archive {path.name}: its {size} bytes would unpack to {unpacked_size}: a zip bomb. Do not use this file."
+        )
+    if sum(entry.compress_size for entry in entries) > size:
+        raise ArchiveError(f"archive {path.name}: its members overlap: a zip bomb. Do not use this file.")
+
+
+def _check_name(entry: zipfile.ZipInfo, counts: Mapping[str, int], path: Path) -> None:
     name = entry.filename
     parts = PurePosixPath(name).parts
     if name.startswith("/") or "\\" in name or ".." in parts or not parts or ":" in parts[0]:
@@ -197,21 +241,26 @@ def _check_name(entry: zipfile.ZipInfo, names: list[str], path: Path) -> None:
         raise ArchiveError(f"archive {path.name}: member {name!r} is a symbolic link. Do not use this file.")
     if name.removesuffix("/") != str(PurePosixPath(name)):
         raise ArchiveError(f"archive {path.name}: member {name!r} is spelt in a roundabout way. Do not use this file.")
-    if names.count(name) > 1:
+    if counts[name] > 1:
         raise ArchiveError(f"archive {path.name}: member {name!r} stands in it twice. Do not use this file.")
 
 
-def _digest(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, path: Path) -> str:
+def _read_through(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, path: Path) -> tuple[str, bool]:
+    """Return a member's SHA-256, and whether it looks like a pickle of protocol 2 or later whatever its name is."""
     digest = hashlib.sha256()
+    first = last = b""
     try:
         with archive.open(entry) as file:
             while chunk := file.read(_CHUNK):
                 digest.update(chunk)
+                first, last = first or chunk[:2], chunk[-1:]
     except Exception as error:  # each compression fails in its own ways
         raise ArchiveError(
             f"archive {path.name}: member {entry.filename} is damaged ({error}). Copy or build the archive again."
         ) from error
-    return digest.hexdigest()
+    # The first opcode is PROTO with the protocol's number, the last is STOP (pickletools).
+    begins_so = first[:1] == b"\x80" and first[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05")
+    return digest.hexdigest(), begins_so and last == b"." and not entry.filename.lower().endswith(_NEVER_PICKLES)
 
 
 def _check_digests(archive: zipfile.ZipFile, members: list[Member], path: Path) -> None:
