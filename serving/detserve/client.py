@@ -20,8 +20,9 @@ import requests
 from dethandlers.detections import Detections
 
 from detserve.client_errors import Said, endpoint_error, is_reset, no_connection
-from detserve.errors import ClientError, DetserveError, EndpointError
+from detserve.errors import ClientError, DetserveError, EndpointError, ServerError
 from detserve.instance import Instance
+from detserve.retry import wait_s
 
 TokenSource = str | Callable[[], str] | None
 """A token, or a function that returns the one to use now: asked first, and again when the server refuses it."""
@@ -58,8 +59,13 @@ class Client:
         management_url: address of the management API; needed by `describe`, and to list models in error messages.
         management_token: as ``token``, for the management API.
         timeout_s: how long to wait for a connection, and for an answer.
-        retries: how often to try again what may succeed later (queue full, worker being restarted). A reset connection
-            and a token that has run out are tried again once in any case: asking for detections changes nothing.
+        retries: how often to try again what may succeed later (queue full, worker or server being restarted), with
+            waits that grow to 2 s, or as long as the server's Retry-After says: 20 are patience for about half a minute.
+            A reset connection and a token that has run out are tried again once in any case: asking for detections
+            changes nothing.
+
+    Attributes:
+        retried: how often this client has sent a request again.
     """
 
     def __init__(
@@ -79,6 +85,7 @@ class Client:
         self.management_url = management_url.rstrip("/") if management_url else None
         self.timeout_s = timeout_s
         self.retries = retries
+        self.retried = 0
         self._token = _Bearer(token)
         self._management_token = _Bearer(management_token)
         self._max_request_bytes: int | None = None
@@ -235,6 +242,18 @@ class Client:
         """Send; once more after a reset or a token that ran out, ``retries`` times more what may succeed later."""
         reset = renewed = 0
         attempt = 0
+
+        def waited(retry_after: str | None = None) -> bool:
+            """Wait for another attempt, when there is one left."""
+            nonlocal attempt, renewed
+            if attempt >= self.retries:
+                return False
+            attempt += 1
+            renewed = 0  # a server that was started anew has other tokens
+            self.retried += 1
+            time.sleep(wait_s(attempt, retry_after))
+            return True
+
         while True:
             headers = {**(extra or {}), **({} if body is None else {"Content-Type": "application/octet-stream"})}
             try:
@@ -257,18 +276,25 @@ class Client:
             except requests.ConnectionError as error:
                 if is_reset(error) and not reset:
                     reset += 1
+                    self.retried += 1
                     continue
-                raise no_connection(base_url, error, body, self._max_request_bytes) from error
+                problem = no_connection(base_url, error, body, self._max_request_bytes)
+                if problem.type in {"reset", "refused"} and waited():
+                    continue
+                raise problem from error
             except requests.RequestException as error:
                 raise ClientError(f"The request to {base_url}{path} failed: {error}") from error
+            except ServerError:  # the token's source: its server is being started anew
+                if waited():
+                    continue
+                raise
             said = None if answer.status_code == 200 else Said.by(answer)
             if said and said.bad_token and token.renewable and not renewed:
                 renewed += 1
+                self.retried += 1
                 token.forget()
                 continue
-            if said and said.retryable and attempt < self.retries:
-                attempt += 1
-                time.sleep(min(0.1 * 2**attempt, 2.0))
+            if said and said.retryable and waited(answer.headers.get("Retry-After")):
                 continue
             return answer
 

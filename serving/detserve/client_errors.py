@@ -101,9 +101,9 @@ class Said:
         """Whether the same request may succeed later."""
         if self.status == 500:
             return self.type == "InternalServerException" and "Worker" in self.message
-        if self.status == 503:
-            return self.unavailable or self.type == "http_error"
-        return self.status in {502, 504, 507}
+        if self.status == 503:  # a full queue, no worker, a server that drains; but not a handler that failed
+            return self.type != "InternalServerException"
+        return self.status in {429, 502, 504, 507}
 
 
 def endpoint_error(said: Said, what: str, details: str, limit_bytes: int | None) -> EndpointError:
