@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 from checkout import ROOT
+from detserve.archive import build_archive
+from detserve.spec import load_spec
 from dettools.cli import main
 from dettools.datasets.scenes import write_dataset
 from dettools.evaluation.shards import Shard, ShardError
@@ -21,6 +23,13 @@ def scenes(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def shapes(tmp_path_factory) -> Path:
+    archive = tmp_path_factory.mktemp("store") / "shapes.mar"
+    build_archive(load_spec(SHAPES), folder=SHAPES.parent, out=archive)
+    return archive
+
+
 def evaluate(capsys, *arguments: object) -> tuple[int, dict]:
     code = main(["evaluate", *map(str, arguments), "--json"])
     return code, json.loads(capsys.readouterr().out.splitlines()[-1])
@@ -32,19 +41,19 @@ def of(scenes: Path) -> list:
 
 
 @pytest.fixture(scope="module")
-def shards(scenes, tmp_path_factory) -> Path:
+def shards(shapes, scenes, tmp_path_factory) -> Path:
     """Three shards of the data set, with the other side of a certificate."""
     out = tmp_path_factory.mktemp("shards")
     for index in (2, 0, 1):
         where = [*map(str, of(scenes)), "--out", str(out), "--shard", f"{index}/{SHARDS}", "--against", "runtime"]
-        assert main(["evaluate", str(SHAPES), *where]) == 0
+        assert main(["evaluate", str(shapes), *where]) == 0
     return out
 
 
-def test_the_merged_figures_are_those_of_one_process(shards, scenes, tmp_path, capsys):
-    whole_code, whole = evaluate(capsys, SHAPES, *of(scenes), "--out", tmp_path / "whole", "--against", "runtime")
+def test_the_merged_figures_are_those_of_one_process(shapes, shards, scenes, tmp_path, capsys):
+    whole_code, whole = evaluate(capsys, shapes, *of(scenes), "--out", tmp_path / "whole", "--against", "runtime")
     merged_code, merged = evaluate(
-        capsys, SHAPES, "--annotations", scenes / "annotations.json", "--merge", shards, "--out", tmp_path / "merged"
+        capsys, shapes, "--annotations", scenes / "annotations.json", "--merge", shards, "--out", tmp_path / "merged"
     )
 
     mine_alone = {"seconds", "report", "results"}
@@ -64,20 +73,20 @@ def test_shards_are_disjoint_and_together_everything():
     assert [len(part) for part in parts] == [4, 4, 3, 3]
 
 
-def test_a_broken_image_fails_its_shard_and_counts_in_the_whole(scenes, tmp_path, capsys):
+def test_a_broken_image_fails_its_shard_and_counts_in_the_whole(shapes, scenes, tmp_path, capsys):
     broken = tmp_path / "data"
     shutil.copytree(scenes, broken)
     first = json.loads((broken / "annotations.json").read_text())["images"][0]["file_name"]
     (broken / "images" / Path(first).name).write_bytes(b"no image")
     parts = [
-        evaluate(capsys, SHAPES, *of(broken), "--out", tmp_path / "out", "--shard", f"{index}/2", "--limit", 5)
+        evaluate(capsys, shapes, *of(broken), "--out", tmp_path / "out", "--shard", f"{index}/2", "--limit", 5)
         for index in range(2)
     ]
     assert [code for code, _ in parts] == [1, 0]
     told = [(one["shard"], one["images"], one["answered"], one["failed"], "metrics" in one) for _, one in parts]
     assert told == [("0/2", 3, 2, 1, False), ("1/2", 2, 2, 0, False)]
     assert {path.name for path in (tmp_path / "out" / "shard-1-of-2").iterdir()} == {"answers.jsonl", "part.json"}
-    code, merged = evaluate(capsys, SHAPES, "--annotations", broken / "annotations.json", "--merge", tmp_path / "out")
+    code, merged = evaluate(capsys, shapes, "--annotations", broken / "annotations.json", "--merge", tmp_path / "out")
     assert code == 1
     assert (merged["images"], merged["failed"]) == (5, 1)
     assert merged["failed_images"][0]["image"] == first
@@ -90,11 +99,10 @@ def test_what_is_no_shard(text):
         Shard.parse(text)
 
 
-def test_more_shards_than_images_are_refused_by_each(scenes, tmp_path, capsys):
+def test_more_shards_than_images_are_refused_by_each(shapes, scenes, tmp_path, capsys):
     for index in (0, 7):
         assert (
-            main(["evaluate", str(SHAPES), *map(str, of(scenes)), "--out", str(tmp_path), "--shard", f"{index}/8"])
-            == 2
+            main(["evaluate", str(shapes), *map(str, of(scenes)), "--out", str(tmp_path), "--shard", f"{index}/8"]) == 2
         )
         assert "8 shards of 7 images" in capsys.readouterr().err
 
@@ -121,7 +129,7 @@ def _of_other_weights(folder: Path) -> None:
 
 def _cut_off(folder: Path) -> None:
     path = folder / "shard-2-of-3" / "answers.jsonl"
-    path.write_text("\n".join(path.read_text().splitlines()[:3]) + "\n")
+    path.write_text("\n".join(path.read_text().splitlines()[:2]) + "\n")
 
 
 def _twice(folder: Path) -> None:
