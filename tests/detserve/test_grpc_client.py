@@ -100,11 +100,12 @@ def test_what_is_no_detserve_model_is_a_bad_answer():
     from concurrent.futures import ThreadPoolExecutor
 
     import grpc
-    from detserve.grpc_client import _PREDICTIONS, _Response
+    from detserve.grpc_messages import PREDICTIONS
 
-    service, method = _PREDICTIONS.strip("/").split("/")
+    service, method = PREDICTIONS.path.strip("/").split("/")
     handler = grpc.unary_unary_rpc_method_handler(
-        lambda *_: _Response(prediction=b"\x00\xff"), response_serializer=_Response.SerializeToString
+        lambda *_: PREDICTIONS.response(prediction=b"\x00\xff"),
+        response_serializer=PREDICTIONS.response.SerializeToString,
     )
     with ThreadPoolExecutor(1) as pool:
         foreign = grpc.server(pool)

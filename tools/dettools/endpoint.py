@@ -6,6 +6,7 @@ import os
 import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Self
+from urllib.parse import urlsplit
 
 from detserve.errors import ClientError, DetserveError, EndpointError
 
@@ -38,22 +39,16 @@ class Endpoint:
 
     Attributes:
         instance: a server on this machine; None for the default one.
-        url: address of any other server instead; over REST only.
+        url: address of any other server instead; for gRPC that of its gRPC service, ``https`` with TLS.
         token: for ``url``.
+        protocol: ``oip`` is the Open Inference Protocol, over gRPC.
     """
 
     instance: str | None = None
     url: str | None = None
     token: str | None = None
-    protocol: Literal["rest", "grpc"] = "rest"
+    protocol: Literal["rest", "grpc", "oip"] = "rest"
     timeout_s: float = 60.0
-
-    def __post_init__(self) -> None:
-        if self.url and self.protocol == "grpc":
-            raise DetserveError(
-                "Got --protocol grpc with --url; expected a server of this machine (--instance), which also tells over "
-                "REST what it serves. Ask the other one over REST."
-            )
 
     @classmethod
     def of(cls, args: argparse.Namespace) -> Self:
@@ -71,14 +66,27 @@ class Endpoint:
         from detserve.client import Client
 
         if self.url:
+            if self.protocol != "rest":
+                raise DetserveError(
+                    f"Got --protocol {self.protocol} with --url; expected a server of this machine (--instance), which "
+                    "also tells over REST what it serves. Ask the other one over REST."
+                )
             return Client(self.url, token=self.token, timeout_s=self.timeout_s)
         return Client.for_instance(self.instance, timeout_s=self.timeout_s)
 
     def open_grpc(self) -> GrpcClient:
         """Return a gRPC client."""
         from detserve.grpc_client import GrpcClient
+        from detserve.open_inference_client import OpenInferenceClient
 
-        return GrpcClient.for_instance(self.instance, timeout_s=self.timeout_s)
+        kind = OpenInferenceClient if self.protocol == "oip" else GrpcClient
+        if not self.url:
+            return kind.for_instance(self.instance, timeout_s=self.timeout_s)
+        parts = urlsplit(self.url)
+        if parts.scheme not in {"http", "https"} or not parts.hostname or not parts.port:
+            raise DetserveError(f"Got the address {self.url!r}; expected one such as http://127.0.0.1:7070.")
+        certificates = b"" if parts.scheme == "https" else None
+        return kind(parts.netloc, self.token, timeout_s=self.timeout_s, root_certificates=certificates)
 
 
 class Clients:
@@ -92,7 +100,7 @@ class Clients:
 
     def __enter__(self) -> Self:
         # No server at all is told before anything else is done.
-        if self._endpoint.protocol == "grpc":
+        if self._endpoint.protocol != "rest":
             self._grpc = self._endpoint.open_grpc()
         else:
             self.mine()

@@ -33,6 +33,12 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument("--keypoints", action="store_true", help="ask for keypoints and draw them")
     parser.add_argument("--concurrency", type=int, default=8, metavar="N", help="requests at once (default: 8)")
     add_endpoint_arguments(parser)
+    parser.add_argument(
+        "--protocol",
+        choices=("rest", "grpc", "oip"),
+        default="rest",
+        help="oip: the Open Inference Protocol over gRPC; with these two, --url is the gRPC service's (default: rest)",
+    )
     parser.add_argument("--json", action="store_true", help="print a summary document as the last line")
     parser.set_defaults(run=run)
 
@@ -51,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
     with Clients(Endpoint.of(args)) as clients:
 
         def ask(path: Path) -> Any:
-            return clients.mine().predict(args.model, path, options=options)
+            return clients.detecting().predict(args.model, path, options=options)
 
         try:
             futures = [pool.submit(ask, path) for path in paths]
