@@ -39,3 +39,19 @@ def find_archive(model: str | Path, model_store: Path) -> Path:
     spec = spec_path(model_store, str(model))
     remedy = f"Build it with `detserve archive {spec}`." if spec.is_file() else "Build one with `detserve archive`."
     raise DetserveError(f"model: got {str(model)!r}, but {model_store} holds the archives: {there}. {remedy}")
+
+
+def stored_archives(model_store: Path) -> list[Path]:
+    """Return every archive of a model store by file name, so that the newest version's name should sort last.
+
+    Raises:
+        DetserveError: it is no folder, or there is none in it.
+    """
+    found = sorted(path for path in model_store.glob("*.mar") if path.is_file())
+    if not found:
+        what = "no archive in it" if model_store.is_dir() else "no such folder"
+        raise DetserveError(
+            f"model store: got {model_store} ({what}), expected at least one .mar. Build one with `detserve archive`, "
+            "or name another folder with --model-store."
+        )
+    return found

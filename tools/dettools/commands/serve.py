@@ -7,7 +7,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from detserve.model_store import default_model_store, find_archive
+from detserve.model_store import default_model_store, find_archive, stored_archives
 
 if TYPE_CHECKING:
     from detserve.instance import Ports
@@ -24,7 +24,11 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
     start = actions.add_parser("start", parents=[common], help="start a server and wait until it answers")
     start.add_argument(
-        "--models", nargs="+", required=True, metavar="NAME|PATH", help="archives: names in the model store, or paths"
+        "--models",
+        nargs="+",
+        metavar="NAME|PATH",
+        help="archives: names in the model store, or paths (default: every archive in the model store; of several "
+        "versions the one whose file name sorts last is the default)",
     )
     start.add_argument("--model-store", type=Path, default=default_model_store(), metavar="DIR")
     start.add_argument("--port", type=_port, default=None, metavar="N|free", help="inference port (default 8080)")
@@ -89,7 +93,9 @@ def _start(args: argparse.Namespace) -> int:
             print(json.dumps(status.to_json()), flush=True)
 
     server.start(
-        [find_archive(name, args.model_store) for name in args.models],
+        [find_archive(name, args.model_store) for name in args.models]
+        if args.models
+        else stored_archives(args.model_store),
         _settings(args),
         instance=server.Instance.named(args.instance),
         timeout_s=args.timeout,
