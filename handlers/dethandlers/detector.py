@@ -174,7 +174,7 @@ class Detector:
                 return decode_jpeg_on_gpu(data, self.runtime.device)
             except RuntimeError:
                 pass  # nvJPEG takes fewer kinds of JPEG than Pillow, which also says best what is wrong
-        return decode_image(data, **limits).to(self.runtime.device)
+        return decode_image(data, **limits, max_seconds=serving.max_decode_s).to(self.runtime.device)
 
     def _answer(self, works: list[_Work], batch_size: int) -> list[Answer | RequestError]:
         try:

@@ -1,12 +1,16 @@
 """From the bytes of a request to pixels: size checked before decoding, EXIF orientation applied, always 8-bit RGB.
 
 What cannot be decoded faithfully is refused with its own machine word, so that one bad image never fails its batch.
+What an image may cost is bounded three times: by its pixels, by the passes over them that a JPEG asks for, and by a
+clock that is looked at whenever a decoder reads on (those of WebP and TIFF take the whole file at once; their pixels
+bound them).
 """
 
 import importlib.util
 import io
 import struct
 import threading
+import time
 import warnings
 import zlib
 from collections.abc import Iterator
@@ -47,22 +51,28 @@ _DAMAGE = (
 _WARNINGS_LOCK = threading.Lock()
 
 
-def decode_image(data: bytes, *, max_pixels: int, min_side: int) -> torch.Tensor:
+_SCANS_OF_ONE_PASS = 20
+"""A progressive JPEG as encoders write it has about ten scans, and each is a pass over all of its pixels."""
+
+
+def decode_image(data: bytes, *, max_pixels: int, min_side: int, max_seconds: float = 10.0) -> torch.Tensor:
     """Decode one image on the CPU.
 
     Args:
         data: the encoded image (JPEG, PNG, WebP, BMP, TIFF, GIF or PPM).
         max_pixels: larger images are refused before their pixels are decoded.
         min_side: images with a shorter side are refused, in pixels.
+        max_seconds: decoding is given up after this time.
 
     Returns:
         ``(3, H, W)`` uint8 RGB, after the EXIF orientation is applied.
 
     Raises:
-        ImageError: empty, no image, truncated, too large, too small, or animated.
+        ImageError: empty, no image, truncated, too large, too small, animated, or too slow to decode.
     """
-    with _opened(data) as image:
+    with _opened(data, max_seconds) as image:
         check_size(image.size, max_pixels=max_pixels, min_side=min_side)
+        _check_scans(data, image, max_pixels)
         try:
             _refuse_animation(image)
             image.load()
@@ -90,6 +100,7 @@ def jpeg_for_gpu(data: bytes, *, max_pixels: int, min_side: int) -> bool:
         return False
     with _opened(data) as image:
         check_size(image.size, max_pixels=max_pixels, min_side=min_side)
+        _check_scans(data, image, max_pixels)
         upright = _orientation(image) == 1
         return image.format == "JPEG" and image.mode == "RGB" and upright and data.rstrip(b"\0").endswith(b"\xff\xd9")
 
@@ -137,8 +148,46 @@ def check_size(size: tuple[int, int], *, max_pixels: int, min_side: int) -> None
         )
 
 
+def _check_scans(data: bytes, image: Image.Image, max_pixels: int) -> None:
+    """Refuse a JPEG whose many scans cost more than the largest image that is allowed.
+
+    A scan may be a few bytes long and still is a pass over every pixel: some kilobytes could keep a decoder busy for
+    minutes. In the coded data itself a scan's marker cannot occur.
+    """
+    if not data.startswith(b"\xff\xd8"):
+        return
+    scans = data.count(b"\xff\xda")
+    width, height = image.size
+    if width * height * scans > max_pixels * _SCANS_OF_ONE_PASS:
+        raise ImageError(
+            f"got a JPEG of {width}×{height} pixels in {scans} scans, which is more work than {max_pixels:,} pixels in "
+            f"{_SCANS_OF_ONE_PASS}. Save it anew with an ordinary encoder.",
+            type="image_too_costly",
+            code=413,
+        )
+
+
+class _TimedBytes(io.BytesIO):
+    """Bytes that can be read for some time only."""
+
+    def __init__(self, data: bytes, max_seconds: float) -> None:
+        super().__init__(data)
+        self._max_seconds = max_seconds
+        self._deadline = time.monotonic() + max_seconds
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if time.monotonic() > self._deadline:
+            raise ImageError(
+                f"got an image that takes longer than {self._max_seconds:g} s to decode. Send it smaller or in another "
+                "format, or raise serving.max_decode_s in the spec.",
+                type="decode_too_slow",
+                code=413,
+            )
+        return super().read(size)
+
+
 @contextmanager
-def _opened(data: bytes) -> Iterator[Image.Image]:
+def _opened(data: bytes, max_seconds: float = 10.0) -> Iterator[Image.Image]:
     if not data:
         raise ImageError(
             "got an empty body, expected the bytes of an image. Send the file itself, for instance with curl -T FILE.",
@@ -147,7 +196,7 @@ def _opened(data: bytes) -> Iterator[Image.Image]:
     try:
         # Pillow's own bomb warning and error come from a limit that check_size states exactly.
         with _quiet():
-            image = Image.open(io.BytesIO(data), formats=FORMATS)
+            image = Image.open(_TimedBytes(data, max_seconds), formats=FORMATS)
     except Image.DecompressionBombError as error:
         raise _far_too_large(error) from error
     except _DAMAGE as error:

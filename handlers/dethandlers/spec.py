@@ -98,6 +98,9 @@ class Serving:
         threads: intra-op threads of a worker; 0 leaves it to the server, which shares the cores out among the workers.
         max_image_pixels: larger images are refused before they are decoded.
         min_image_side: smaller images are refused, in pixels.
+        max_decode_s: decoding one image is given up after this time.
+        max_response_bytes: a longer answer is refused, before TorchServe does so (at 6,553,500 unless it is told
+            otherwise), which would cost the worker.
         golden_check: what a worker does whose detections on the golden image drifted: ``fail``, ``warn`` or ``off``.
     """
 
@@ -118,6 +121,8 @@ class Serving:
     threads: int = 0
     max_image_pixels: int = 64_000_000
     min_image_side: int = 8
+    max_decode_s: float = 10.0
+    max_response_bytes: int = 6_000_000
     golden_check: Literal["fail", "warn", "off"] = "fail"
 
     __pydantic_config__ = STRICT

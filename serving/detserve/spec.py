@@ -206,6 +206,8 @@ def _check_serving(serving: Serving, where: str) -> None:
         "threads": (0, 1024),
         "max_image_pixels": (1, 10**10),
         "min_image_side": (1, 10_000),
+        "max_decode_s": (0.001, 3600),
+        "max_response_bytes": (10_000, 2 * 10**9),
     }
     for key, (low, high) in ranges.items():
         number = getattr(serving, key)
