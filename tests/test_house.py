@@ -29,6 +29,7 @@ WORKER_MAY_IMPORT_LAZILY = {
     "runtimes/onnx_runtime.py": {"onnxruntime"},
     "mmdet_model.py": {"mmcv", "mmdet", "mmengine"},
     "mmdet_fusion.py": {"mmcv"},
+    "worker_metrics.py": {"prometheus_client"},
     "mmdet_types.py": {"mmengine"},
 }
 PRINTING = {"rich", "PIL.ImageDraw", "PIL.ImageFont", "matplotlib"}

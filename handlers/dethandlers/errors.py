@@ -18,6 +18,7 @@ class DetectorError(Exception):
 
     code: int = 500
     type: str = "internal_error"
+    request_id: str | None = None  # of the request that it answers
 
     def __init__(self, message: str, *, type: str | None = None, code: int | None = None) -> None:  # noqa: A002
         super().__init__(message)
@@ -29,7 +30,8 @@ class DetectorError(Exception):
 
     def to_json(self) -> dict[str, Any]:
         """Return the error object of the response contract."""
-        return {"code": self.code, "type": self.type, "message": self.message}
+        told = {"code": self.code, "type": self.type, "message": self.message}
+        return told if self.request_id is None else {**told, "request_id": self.request_id}
 
 
 class RequestError(DetectorError):

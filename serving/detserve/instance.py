@@ -7,6 +7,8 @@ An instance is one folder, and one server at most runs from it:
         config.properties   log4j2.xml                                           what TorchServe was told
         key_file.json       the tokens; TorchServe writes it where it is started
         model_store/        links to the archives that are served
+        worker_metrics/     what the workers count, in files that outlive them
+        draining            there while a stop waits for the requests in flight
         tmp/                TMPDIR of the server: extracted archives, worker sockets
         logs/               of this run; logs/previous/ of the one before        stays after a stop
 
@@ -47,6 +49,7 @@ class Ports:
     metrics: int = 8082
     grpc_inference: int = 7070
     grpc_management: int = 7071
+    monitor: int = 8083
 
     def named(self) -> dict[str, int]:
         """Return the ports by name."""
@@ -106,6 +109,11 @@ class InstanceState:
     def metrics_url(self) -> str:
         """Address of the metrics API, for a client on this machine."""
         return f"http://{_reachable(self.host)}:{self.ports.metrics}"
+
+    @property
+    def monitor_url(self) -> str:
+        """Address of the monitor (``/metrics``, ``/ready``, ``/live``), for a client on this machine."""
+        return f"http://{_reachable(self.host)}:{self.ports.monitor}"
 
     def to_json(self) -> dict[str, Any]:
         """Return the state as JSON values."""
@@ -168,6 +176,16 @@ class Instance:
         """Links to the archives."""
         return self.folder / "model_store"
 
+    @property
+    def worker_metrics(self) -> Path:
+        """What the workers count."""
+        return self.folder / "worker_metrics"
+
+    @property
+    def draining_path(self) -> Path:
+        """There while a stop waits for the requests in flight."""
+        return self.folder / "draining"
+
     def read(self) -> InstanceState | None:
         """Return what state.json says, alive or not; None when there is none or it is damaged."""
         try:
@@ -217,6 +235,7 @@ class Instance:
             for path in old:
                 path.rename(previous / path.name)
         self.model_store.mkdir()
+        self.worker_metrics.mkdir()
         temporary = self.folder / "tmp"
         if len(os.fsencode(temporary)) > _SOCKET_PATH_BYTES:
             return Path(tempfile.mkdtemp(prefix="detserve-", dir="/tmp"))
@@ -228,9 +247,9 @@ class Instance:
         state = self.read()
         if state is not None:
             shutil.rmtree(state.temp_folder, ignore_errors=True)
-        for name in ("tmp", "model_store"):
+        for name in ("tmp", "model_store", "worker_metrics"):
             shutil.rmtree(self.folder / name, ignore_errors=True)
-        for name in ("state.json", "key_file.json", "config.properties", "log4j2.xml"):
+        for name in ("state.json", "key_file.json", "config.properties", "log4j2.xml", "draining"):
             with contextlib.suppress(NotADirectoryError):
                 (self.folder / name).unlink(missing_ok=True)
         for path in self.folder.glob(".state.*"):

@@ -90,3 +90,18 @@ def parse_counters(text: str, model: str) -> Counters:
         if labels.get("model_name", model) == model:
             sums[found["name"]] += float(found["value"])
     return Counters(*sums.values())
+
+
+def parse_queues(text: str) -> dict[tuple[str, str], tuple[float, float]]:
+    """Return each model's time in the queue, summed, in s, and its requests, since the server began.
+
+    The version is ``default`` for requests that named none, as TorchServe says it.
+    """
+    sums: dict[tuple[str, str], list[float]] = {}
+    for line in text.splitlines():
+        found = _LINE.fullmatch(line.strip())
+        if found is not None and found["name"] in {_QUEUE_US, _REQUESTS}:
+            labels = dict(_LABEL.findall(found["labels"] or ""))
+            key = labels.get("model_name", ""), labels.get("model_version", "")
+            sums.setdefault(key, [0.0, 0.0])[found["name"] == _REQUESTS] += float(found["value"])
+    return {key: (waited_us / 1e6, requests) for key, (waited_us, requests) in sums.items()}

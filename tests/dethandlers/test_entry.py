@@ -90,7 +90,7 @@ def test_a_batch_is_answered_in_its_order_with_a_status_each(handler, archive):
     assert {kind for _, kind, _ in answers} == {JSON}
     for status, _, body in answers:
         if status != 200:
-            assert list(body) == ["code", "type", "message"]
+            assert list(body) == ["code", "type", "message", "request_id"]
             assert body["code"] == status
     types = [body["type"] for status, _, body in answers if status != 200]
     assert types == ["empty_body", "invalid_option", "not_an_image", "unknown_option", "invalid_option"]
@@ -275,7 +275,7 @@ def test_nothing_of_ours_is_imported_at_module_level():
     tree = ast.parse(inspect.getsource(entry))
     modules = [alias.name for node in tree.body if isinstance(node, ast.Import) for alias in node.names]
     modules += [node.module for node in tree.body if isinstance(node, ast.ImportFrom)]
-    assert set(modules) <= {"gc", "json", "logging", "os", "sys", "time", "typing"}
+    assert set(modules) <= {"contextlib", "gc", "json", "logging", "os", "sys", "time", "typing"}
 
 
 DRIVER = """

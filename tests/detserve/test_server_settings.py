@@ -48,8 +48,8 @@ def test_workers_use_this_interpreter_and_their_threads(tmp_path, monkeypatch):
 
 
 def test_a_chosen_port_takes_the_next_four():
-    assert server.ports_from(9000) == server.Ports(9000, 9001, 9002, 9003, 9004)
-    with pytest.raises(ServerError, match="65531"):
+    assert server.ports_from(9000) == server.Ports(9000, 9001, 9002, 9003, 9004, 9005)
+    with pytest.raises(ServerError, match="65530"):
         server.ports_from(65535)
 
 

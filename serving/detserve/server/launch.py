@@ -24,6 +24,7 @@ from detserve.server.failures import PortTakenError, frontend_died, not_register
 from detserve.server.interrupts import Interrupts
 from detserve.server.java import find_java
 from detserve.server.management import Management, NotServedError
+from detserve.server.monitor_process import MonitorProcess
 from detserve.server.processes import require_free, spawn
 from detserve.server.settings import (
     ServerSettings,
@@ -41,6 +42,8 @@ from detserve.server.worker_log import LogFollower, StartupWatch
 _POLL_S = 0.05
 _ANSWER_S = 5.0
 _PORT_TRIES = 3
+_OUR_QUESTIONS = ('"GET /models', '"GET /metrics ', '"OPTIONS / ')
+"""What the stop and the monitor ask the server, as the access log has it."""
 
 
 def start(
@@ -72,7 +75,9 @@ def start(
             for attempt in range(1, _PORT_TRIES + 1):
                 try:
                     process, state = _launch(instance, settings, models)
+                    monitor = MonitorProcess(instance, settings.host, state.ports.monitor)
                     with _ended_unless_ready(instance, process):
+                        monitor.start()
                         _wait_ready(instance, state, process, time.monotonic() + timeout_s, interrupts, on_progress)
                         instance.write(replace(state, ready=True))
                         started = status(instance)
@@ -84,9 +89,10 @@ def start(
                         raise
         on_ready(started)
         if foreground:
-            _stay(instance, process, interrupts, on_log)
+            _stay(instance, process, monitor, interrupts, on_log)
     # Left to itself from here on: it is not ours to wait for.
     process.returncode = 0
+    monitor.leave()
     return started
 
 
@@ -281,6 +287,7 @@ def _answers(management: Management, model: ServedModel, watch: StartupWatch) ->
 def _stay(
     instance: Instance,
     process: subprocess.Popen[bytes],
+    monitor: MonitorProcess,
     interrupts: Interrupts,
     on_log: Callable[[str], None],
 ) -> None:
@@ -288,8 +295,9 @@ def _stay(
     followers = [LogFollower(instance.log_folder / name, from_end=True) for name in ("access_log.log", "console.log")]
     while process.poll() is None and interrupts.received is None:
         for line in (line for follower in followers for line in follower.lines()):
-            if '"GET /models' not in line:  # our own questions to the management API
+            if not any(question in line for question in _OUR_QUESTIONS):
                 on_log(line)
+        monitor.keep()
         time.sleep(0.1)
     if interrupts.received is not None:
         stop(instance)

@@ -15,6 +15,8 @@ LOGS = {
     "access": "access_log.log",
     "console": "console.log",
     "metrics": "model_metrics.log",
+    "requests": "requests.log",
+    "monitor": "monitor.log",
 }
 
 

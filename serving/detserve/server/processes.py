@@ -21,7 +21,7 @@ from detserve.server.java import Java
 def require_free(host: str, ports: Ports) -> None:
     """Refuse when a port is taken, and say by whom."""
     for name, port in ports.named().items():
-        if not _is_free(host if name in {"inference", "metrics", "grpc_inference"} else "127.0.0.1", port):
+        if not _is_free(host if name in {"inference", "metrics", "grpc_inference", "monitor"} else "127.0.0.1", port):
             option = f"--{name.replace('_', '-')}-port".replace("--inference-port", "--port")
             raise ServerError(
                 f"Port {port} ({name.replace('_', ' ')}) is busy: {holder(port)} listens on it. "

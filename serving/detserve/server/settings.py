@@ -11,11 +11,14 @@ from typing import Literal
 from xml.sax.saxutils import quoteattr
 
 from dethandlers.entry import LOG_LEVEL_VARIABLE
+from dethandlers.request_log import PATH_VARIABLE
+from dethandlers.worker_metrics import FOLDER_VARIABLE as METRICS_VARIABLE
 
 from detserve.errors import ServerError
 from detserve.instance import FOLDER_VARIABLE, Instance, Ports, ServedModel
 from detserve.server.archives import ModelSettings, speaks_open_inference
 from detserve.server.capacity import capacity
+from detserve.server.logs import LOGS
 
 Device = Literal["auto", "cpu", "gpu"]
 
@@ -50,6 +53,7 @@ class ServerSettings:
             noticeable part of a small model's throughput.
         warm_up_s: how long a server that could answer is asked questions before it is called ready
             (`detserve.server.warm_up`).
+        request_log: a JSON line for each request in ``logs/requests.log`` (`dethandlers.request_log`).
     """
 
     host: str = "127.0.0.1"
@@ -67,6 +71,7 @@ class ServerSettings:
     max_batch_delay_ms: int | None = None
     worker_log: Literal["INFO", "WARNING"] = "WARNING"
     warm_up_s: float = 3.0
+    request_log: bool = True
 
     def __post_init__(self) -> None:
         for name in ("max_request_bytes", "job_queue_size", "response_timeout_s", "startup_timeout_s"):
@@ -112,15 +117,15 @@ def _at_least_one(name: str, value: int) -> None:
 
 
 def ports_from(inference: int) -> Ports:
-    """Return the ports that go with a chosen inference port: the next four in a row."""
-    if not 1 <= inference <= 65531:
-        raise ServerError(f"Got port {inference}; expected 1 to 65531, as the four ports after it are used too.")
-    return Ports(inference, inference + 1, inference + 2, inference + 3, inference + 4)
+    """Return the ports that go with a chosen inference port: the next five in a row."""
+    if not 1 <= inference <= 65530:
+        raise ServerError(f"Got port {inference}; expected 1 to 65530, as the five ports after it are used too.")
+    return Ports(*range(inference, inference + 6))
 
 
 def free_ports() -> Ports:
-    """Return five ports that nobody listens on."""
-    sockets = [socket.socket() for _ in range(5)]
+    """Return six ports that nobody listens on."""
+    sockets = [socket.socket() for _ in range(6)]
     try:
         for one in sockets:
             one.bind(("127.0.0.1", 0))
@@ -242,6 +247,7 @@ def server_environment(
     the code that the archive pins. The variables that redirect TorchServe's configuration are dropped too.
     """
     dropped = {"PYTHONPATH", "TS_CONFIG_FILE", "LOG_LOCATION", "METRICS_LOCATION", "VIRTUAL_ENV", "PYTHONHOME"}
+    dropped.add(PATH_VARIABLE)
     environment = {key: value for key, value in os.environ.items() if key not in dropped}
     binaries = str(Path(sys.executable).parent)
     environment["PATH"] = os.pathsep.join([binaries, environment.get("PATH", os.defpath)])
@@ -255,7 +261,10 @@ def server_environment(
         LOG_LEVEL_VARIABLE: settings.worker_log,
         "PYTHONUNBUFFERED": "1",  # the last words of a worker that dies must reach the log
         FOLDER_VARIABLE: str(instance.folder),
+        METRICS_VARIABLE: str(instance.worker_metrics),
     }
+    if settings.request_log:
+        environment[PATH_VARIABLE] = str(instance.log_folder / LOGS["requests"])
     for name, value in WORKER_DEFAULTS.items():
         environment.setdefault(name, value)
     if settings.threads_per_worker is not None:

@@ -73,6 +73,7 @@ class ServerStatus:
     ports: dict[str, int]
     max_request_bytes: int
     models: tuple[ModelStatus, ...]
+    monitor_url: str = ""
 
     @property
     def ready(self) -> bool:
@@ -118,6 +119,7 @@ def status(instance: Instance | None = None, *, ask_workers: bool = True, timeou
         ports=state.ports.named(),
         max_request_bytes=state.max_request_bytes,
         models=tuple(models),
+        monitor_url=state.monitor_url,
     )
 
 

@@ -14,6 +14,7 @@ import psutil
 from detserve.errors import ServerError
 from detserve.instance import Instance, InstanceState, is_alive
 from detserve.server.management import Management
+from detserve.server.monitor_process import end_monitors
 from detserve.server.processes import end_all, reap, tree
 from detserve.server.worker_log import busy_workers
 
@@ -54,6 +55,7 @@ def stop(
         drained, killed = True, list[int]()
         if state is not None and was_running:
             if state.ready:
+                instance.draining_path.touch(mode=0o600)  # the monitor says no to /ready from now on
                 on_progress("waiting for the requests in flight")
                 drained = drain(instance, state, drain_timeout_s)
             on_progress("ending the server")
@@ -110,4 +112,5 @@ def kill_server(pid: int) -> None:
 def end_strays(instance: Instance) -> list[int]:
     """End processes of the instance that outlived their frontend: a worker ends with it only when it is idle."""
     strays = instance.processes()
+    end_monitors(strays)
     return end_all(strays, grace_s=2.0) if strays else []

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from detserve.instance import Ports
     from detserve.server import ServerSettings, ServerStatus
 
+LOG_NAMES = ("model", "server", "access", "console", "metrics", "requests", "monitor")
+
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Add ``serve`` and its actions."""
@@ -32,7 +34,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     )
     start.add_argument("--model-store", type=Path, default=default_model_store(), metavar="DIR")
     start.add_argument("--port", type=_port, default=None, metavar="N|free", help="inference port (default 8080)")
-    for name in ("management", "metrics", "grpc-inference", "grpc-management"):
+    for name in ("management", "metrics", "grpc-inference", "grpc-management", "monitor"):
         start.add_argument(f"--{name}-port", type=int, metavar="N")
     start.add_argument("--host", default="127.0.0.1", help="inference and metrics address (default: %(default)s)")
     start.add_argument("--foreground", action="store_true", help="stay until Ctrl-C, then stop the server")
@@ -53,10 +55,12 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         "--no-token", action="store_true", help="no token authorisation: everybody who can connect may ask"
     )
 
+    start.add_argument("--no-request-log", action="store_true", help="no JSON line for each request")
+
     actions.add_parser("status", parents=[common], help="workers, versions, queues, devices (exit 1: not ready)")
 
     logs = actions.add_parser("logs", parents=[common], help="print a log")
-    logs.add_argument("which", nargs="?", default="model", choices=("model", "server", "access", "console", "metrics"))
+    logs.add_argument("which", nargs="?", default="model", choices=LOG_NAMES)
     logs.add_argument("-n", "--lines", type=int, default=50, metavar="N")
     logs.add_argument("-f", "--follow", action="store_true", help="go on until Ctrl-C or the server ends")
 
@@ -81,7 +85,7 @@ def _start(args: argparse.Namespace) -> int:
         for what, url in (
             ("inference", status.inference_url),
             ("management", status.management_url),
-            ("metrics", status.metrics_url + "/metrics"),
+            ("monitor", status.monitor_url + "/metrics, /ready, /live"),
         ):
             _say(f"  {what:<11} {url}")
         for model in status.models:
@@ -193,6 +197,7 @@ def _settings(args: argparse.Namespace) -> "ServerSettings":
         response_timeout_s=args.response_timeout,
         token_auth=not args.no_token,
         token_minutes=args.token_minutes,
+        request_log=not args.no_request_log,
         device=args.device,
         threads_per_worker=args.threads_per_worker,
         workers=args.workers,
@@ -209,7 +214,7 @@ def _ports(args: argparse.Namespace) -> "Ports | None":
 
     chosen: dict[str, Any] = {
         name: getattr(args, f"{name}_port")
-        for name in ("management", "metrics", "grpc_inference", "grpc_management")
+        for name in ("management", "metrics", "grpc_inference", "grpc_management", "monitor")
         if getattr(args, f"{name}_port") is not None
     }
     if args.port == "free":
