@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import threading
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from detserve.archive import build_archive
 from detserve.spec import load_spec
 from dettools.cli import main
 from dettools.datasets.scenes import write_dataset
-from dettools.evaluation.shards import Shard, ShardError
+from dettools.evaluation.shards import Shard, ShardError, UnfinishedError
 
 SHAPES = ROOT / "model_store" / "shapes" / "shapes.yaml"
 COUNT, SHARDS = 7, 3
@@ -166,6 +167,21 @@ def test_parts_that_are_not_one_evaluation_are_refused(spoil, said, shards, scen
     spoil(folder)
     with pytest.raises(ShardError, match=said):
         merge(folder, scenes / "annotations.json")
+
+
+def test_a_merge_waits_for_the_last_shard(shards, scenes, tmp_path):
+    from dettools.evaluation.run import merge
+
+    folder = tmp_path / "shards"
+    shutil.copytree(shards, folder)
+    part = folder / "shard-1-of-3" / "part.json"
+    late = part.rename(tmp_path / "part.json")
+    with pytest.raises(UnfinishedError):
+        merge(folder, scenes / "annotations.json", wait_s=0)
+    timer = threading.Timer(0.5, lambda: late.rename(part))
+    timer.start()
+    assert len(merge(folder, scenes / "annotations.json", wait_s=60).answers) == COUNT
+    timer.join()
 
 
 def test_other_annotations_are_refused(shards, scenes, tmp_path, capsys):

@@ -103,6 +103,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parts.add_argument(
         "--merge", type=Path, metavar="DIR", help="the figures of the whole from the N shards in DIR; asks nobody"
     )
+    parts.add_argument("--wait", type=float, default=0.0, metavar="S", help="for shards that --merge finds unfinished")
     parser.add_argument("--fresh", action="store_true", help="begin anew and drop the answers of an interrupted run")
     parser.add_argument("--per-class", action="store_true", help="print each category's figures too")
     parser.add_argument("--margin", type=float, default=0.1, metavar="AP", help="of the certificate (default: 0.1 AP)")
@@ -178,7 +179,9 @@ def _merge(args: argparse.Namespace, console: Console) -> int:
     if args.shard is not None:
         raise DetserveError("got --shard and --merge, expected one of them: shards first, then one merge.")
     annotations = _annotations(args)
-    evaluation = merge(args.merge, annotations, tier=args.tier, margin=args.margin / 100, confidence=args.confidence)
+    evaluation = merge(
+        args.merge, annotations, wait_s=args.wait, tier=args.tier, margin=args.margin / 100, confidence=args.confidence
+    )
     return _report(args, evaluation, args.out or args.merge, console)
 
 

@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
+import tenacity
 from dethandlers.options import Options
 from detserve.errors import DetserveError
 from detserve.instance import Instance
@@ -29,7 +30,16 @@ from dettools.evaluation.collected import Collected, conclude
 from dettools.evaluation.evaluation import Evaluation
 from dettools.evaluation.gate import Limits, Objection, limits_of, objections, seen_objections, with_cost
 from dettools.evaluation.request import LOWEST_THRESHOLD, DataSet, RefusedError, Request, load_data_set, selected
-from dettools.evaluation.shards import PART_FILE, Part, Shard, ShardError, read_parts, write_part
+from dettools.evaluation.shards import (
+    PART_FILE,
+    Part,
+    Parts,
+    Shard,
+    ShardError,
+    UnfinishedError,
+    read_parts,
+    write_part,
+)
 from dettools.evaluation.stream import Answerer, stream
 from dettools.ground_truth import GroundTruth, load_ground_truth
 
@@ -39,6 +49,7 @@ if TYPE_CHECKING:
 Progress = Callable[[str, int, int], None]
 """Told what is being done, how much of it is done, and how much there is."""
 
+_LOOK_S = 2.0
 _SAMPLE = 100
 """Images that a refusal's cost is measured on at most."""
 _MAY_DIFFER = frozenset({"categories", "device", "device_name", "threads"})
@@ -90,6 +101,7 @@ def merge(
     folder: Path,
     annotations: Path,
     *,
+    wait_s: float = 0.0,
     tier: TierName = "numeric",
     margin: float = MARGIN,
     confidence: float = 0.95,
@@ -99,11 +111,18 @@ def merge(
     Args:
         folder: where `evaluate_shard` left the shards.
         annotations: the file that they read.
+        wait_s: how long to wait for shards that are not done.
 
     Raises:
         ShardError: a shard is missing, or they do not belong together or to the annotations.
     """
-    parts = read_parts(folder)
+    waiting = tenacity.Retrying(
+        retry=tenacity.retry_if_exception_type(UnfinishedError),
+        wait=tenacity.wait_fixed(_LOOK_S),
+        stop=tenacity.stop_after_delay(wait_s),
+        reraise=True,
+    )
+    parts: Parts = waiting(read_parts, folder)
     truth = load_ground_truth(annotations)
     truth = truth.with_categories(parts.classes) if parts.classes else truth
     if truth.sha256 != parts.annotations_sha256:

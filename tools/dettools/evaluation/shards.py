@@ -45,6 +45,10 @@ class ShardError(DetserveError):
     """A shard that cannot be, or parts that do not belong together."""
 
 
+class UnfinishedError(ShardError):
+    """Some of the shards are not done yet."""
+
+
 @dataclass(frozen=True)
 class Shard:
     """Every ``count``-th image from the ``index``-th on: neighbours in a data set are alike, so they are dealt out.
@@ -242,7 +246,8 @@ def read_parts(folder: Path) -> Parts:
     """Read the shards of an evaluation.
 
     Raises:
-        ShardError: none is there, one is missing or unfinished, or they are not of one evaluation.
+        UnfinishedError: none is there, or one is missing or unfinished.
+        ShardError: they are not of one evaluation.
     """
     found = sorted(
         (int(match[2]), int(match[1]), path)
@@ -262,7 +267,7 @@ def read_parts(folder: Path) -> Parts:
     done = {index: path for _, index, path in found if (path / PART_FILE).is_file()}
     missing = [f"{index}/{counts[0]}" for index in range(counts[0]) if index not in done]
     if missing:
-        raise ShardError(
+        raise UnfinishedError(
             f"--merge: of {counts[0]} shards {len(done)} are done; run --shard {', --shard '.join(missing[:8])}"
             f"{' …' if len(missing) > 8 else ''} to the end first."
         )
