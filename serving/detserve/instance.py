@@ -80,6 +80,7 @@ class InstanceState:
         created: when the operating system created the process, seconds since the epoch.
         host: address that the inference API listens on.
         ready: whether every worker had answered once; False while starting.
+        trusted_keys: public keys, or folders of them, one of which must have signed what is served; None: no matter.
         temp_folder: the server's TMPDIR (outside the instance when the instance's path is too long for a socket).
     """
 
@@ -94,6 +95,7 @@ class InstanceState:
     temp_folder: str
     ready: bool = False
     java: str = ""
+    trusted_keys: tuple[str, ...] | None = None
 
     @property
     def inference_url(self) -> str:

@@ -4,8 +4,8 @@
     NAME.mar, NAME.mar.sig, public keys ─► check_signature ─► the key that signed, or why it is refused
 
 Beside the archive, and not a member of it, for four reasons. The signature covers every byte of the file: nothing of it
-has been parsed when it is checked, whatever its zip structure says. The archive stays the same bytes, signed or
-not, whoever builds it: two who build from the same inputs can both sign. It can be signed later, where the key is, and by
+has been parsed when it is checked, whatever its zip structure says. The archive stays the same bytes, signed or not,
+whoever builds it: two who build from the same inputs can both sign. It can be signed later, where the key is, and by
 somebody who did not build it. And TorchServe, which unpacks every member, sees nothing new.
 
 A signature says that a key's holder vouches for these bytes, the handler's code included. It does not say how new they
@@ -182,7 +182,9 @@ def sign_archive(archive: Path, private_key: Path) -> Signature:
     except OSError as error:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
-        raise ArchiveError(f"signature {path}: cannot be written ({error.strerror}). Make its folder writable.") from error
+        raise ArchiveError(
+            f"signature {path}: cannot be written ({error.strerror}). Make its folder writable."
+        ) from error
     return signature
 
 
@@ -200,7 +202,7 @@ def read_signature(archive: Path) -> Signature | None:
         found = Signature(**{name: str(value) for name, value in data.items()})
     except (ValueError, TypeError, AttributeError) as error:
         raise ArchiveError(
-            f"signature {path}: got no signature of detserve ({error}). Sign the archive again with `detserve keys sign`."
+            f"signature {path}: got no signature of detserve ({error}). Sign the archive again: `detserve keys sign`."
         ) from error
     if found.algorithm != ALGORITHM:
         raise ArchiveError(f"signature {path}: got the algorithm {found.algorithm!r}, expected {ALGORITHM!r}.")
@@ -229,6 +231,8 @@ def check_signature(archive: Path, trusted_keys: Sequence[Path]) -> str:
             signature is false; each says so.
     """
     trusted = load_public_keys(trusted_keys)
+    if not archive.is_file():
+        raise ArchiveError(f"archive {archive}: there is none. Build it with `detserve archive SPEC.yaml`.")
     found = read_signature(archive)
     if found is None:
         raise ArchiveError(

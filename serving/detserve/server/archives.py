@@ -3,9 +3,10 @@
 import json
 import re
 import zipfile
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import yaml
 
@@ -37,6 +38,11 @@ class ModelSettings:
         """Return the entry of TorchServe's configuration. A delay of 0 would mean 100 ms there, so it is 1 at least."""
         entry: dict[str, int] = {key: getattr(self, field) for key, field in _KEYS.items()}
         return {**entry, "maxBatchDelay": max(1, self.max_batch_delay_ms)}
+
+    @classmethod
+    def from_torchserve(cls, described: Mapping[str, Any]) -> Self:
+        """Return how a version is served, from its description in the management API."""
+        return cls(**{field: int(described[key]) for key, field in _KEYS.items()})
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,10 @@ class PortTakenError(ServerError):
     """Somebody took a port between our look and Java's bind."""
 
 
-def worker_died(instance: Instance, state: InstanceState, failure: WorkerFailure) -> ServerError:
-    """A worker died while it loaded its model."""
+def worker_died(
+    instance: Instance, state: InstanceState, failure: WorkerFailure, *, outcome: str = "The server was ended."
+) -> ServerError:
+    """A worker died while it loaded its model; ``outcome`` is what was done about it."""
     archives = {(model.name, model.version): model.archive for model in state.models}
     archive = archives.get((failure.model, failure.version), f"{failure.model}.mar")
     said = f"{failure.type}: {failure.message}" if failure.type else failure.message
@@ -25,7 +27,7 @@ def worker_died(instance: Instance, state: InstanceState, failure: WorkerFailure
         remedy = f"Install the package of {missing[1].split('.')[0]!r} into the environment that serves."
     return ServerError(
         f"Model {failure.model!r} {failure.version} did not start; its worker said: {said}\n"
-        f"The server was ended. {remedy} Full log: {instance.log_folder / 'model_log.log'}"
+        f"{outcome} {remedy} Full log: {instance.log_folder / 'model_log.log'}"
     )
 
 

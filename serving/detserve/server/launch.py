@@ -19,6 +19,7 @@ import psutil
 from detserve.errors import DetserveError, ServerError
 from detserve.instance import Instance, InstanceState, ServedModel
 from detserve.mar import check_archive
+from detserve.server.admission import copy_archive
 from detserve.server.archives import ArchiveFacts, ModelSettings, read_archive
 from detserve.server.failures import PortTakenError, frontend_died, not_registered, too_slow, worker_died
 from detserve.server.interrupts import Interrupts
@@ -38,9 +39,9 @@ from detserve.server.stop import end_strays, kill_server, stop
 from detserve.server.tokens import NotAnsweringError, token
 from detserve.server.warm_up import warm_up
 from detserve.server.worker_log import LogFollower, StartupWatch
+from detserve.signature import check_signature
 
 _POLL_S = 0.05
-_ANSWER_S = 5.0
 _PORT_TRIES = 3
 _OUR_QUESTIONS = ('"GET /models', '"GET /metrics ', '"OPTIONS / ')
 """What the stop and the monitor ask the server, as the access log has it."""
@@ -102,6 +103,9 @@ def _models(
     """Read the archives; of several versions of a model the last one named is its default."""
     if not archives:
         raise ServerError("Got no archive to serve; name at least one: `detserve serve start --models NAME`.")
+    if settings.trusted_keys is not None:
+        for path in archives:  # before anything in them is read
+            check_signature(Path(path), settings.trusted_keys)
     facts = [read_archive(Path(path).resolve(), settings.model_defaults()) for path in archives]
     seen: dict[tuple[str, str], ArchiveFacts] = {}
     for one in facts:
@@ -111,7 +115,7 @@ def _models(
                 "serve one of them, or give one another version in its spec and build it again."
             )
         seen[one.name, one.version] = one
-        check_archive(one.path)
+        check_archive(one.path, trusted_keys=settings.trusted_keys, pickles=False)
     default = {one.name: one.version for one in facts}
     models = []
     for one in facts:
@@ -149,7 +153,7 @@ def _launch(
         files = []
         for model, facts, worker in models:
             name = f"{facts.name}-{facts.version}.mar"
-            (instance.model_store / name).symlink_to(facts.path)
+            _store(facts, instance.model_store / name, settings)
             files.append((model, name, worker))
         _write_private(instance.folder / "config.properties", config_properties(settings, ports, instance, files))
         _write_private(instance.folder / "log4j2.xml", log4j_config(instance.log_folder))
@@ -175,10 +179,24 @@ def _launch(
         max_request_bytes=settings.max_request_bytes,
         temp_folder=str(temp_folder),
         java=f"{java.version} ({java.source}: {java.path})",
+        trusted_keys=_resolved(settings.trusted_keys),
     )
     with _ended_unless_ready(instance, process):
         instance.write(state)
     return process, state
+
+
+def _resolved(keys: Sequence[Path] | None) -> tuple[str, ...] | None:
+    return None if keys is None else tuple(str(key.resolve()) for key in keys)
+
+
+def _store(facts: ArchiveFacts, place: Path, settings: ServerSettings) -> None:
+    """Put an archive into the instance's model store: a link; where a signature is required a copy, checked itself."""
+    if settings.trusted_keys is None:
+        place.symlink_to(facts.path)
+        return
+    copy_archive(facts.path, place)
+    check_archive(place, trusted_keys=settings.trusted_keys, pickles=False)
 
 
 def _write_private(path: Path, text: str) -> None:
@@ -232,7 +250,7 @@ def _wait_ready(
             if instance.key_path.exists() or not state.token_auth:
                 phase = f"loading {', '.join(f'{model.name} {model.version}' for model in waiting)}"
                 with contextlib.suppress(NotAnsweringError):
-                    waiting = [model for model in waiting if not _answers(management, model, watch)]
+                    waiting = _unanswered(management, waiting, watch)
             if phase != told and waiting:
                 on_progress(phase)
                 told = phase
@@ -249,6 +267,14 @@ def _wait_ready(
                 time.sleep(_POLL_S)
 
 
+def _unanswered(management: Management, waiting: list[ServedModel], watch: StartupWatch) -> list[ServedModel]:
+    try:
+        return [one for one in waiting if not management.answers(one.name, one.version, one.min_workers)]
+    except NotServedError as error:
+        watch.registration_error = str(error)
+        return waiting
+
+
 def _warm_up(
     instance: Instance,
     state: InstanceState,
@@ -263,25 +289,6 @@ def _warm_up(
         with contextlib.suppress(DetserveError):
             inference = token(instance, "inference").value if state.token_auth else None
             warm_up(state, inference, list(dict.fromkeys(ours)), settings.warm_up_s)
-
-
-def _answers(management: Management, model: ServedModel, watch: StartupWatch) -> bool:
-    """Return whether all workers of the model are READY and one has answered a question."""
-    try:
-        workers = management.describe(model.name, model.version)["workers"]
-    except NotServedError as error:
-        watch.registration_error = str(error)
-        return False
-    if len(workers) < model.min_workers or any(worker["status"] != "READY" for worker in workers):
-        return False
-    try:
-        management.describe(model.name, model.version, from_worker=True, timeout_s=_ANSWER_S)
-    except NotAnsweringError:
-        return False
-    except ServerError as error:
-        # A foreign handler that cannot describe itself fails in its own code: then a worker has answered.
-        return "Prediction failed" in str(error) or "Invalid model predict output" in str(error)
-    return True
 
 
 def _stay(

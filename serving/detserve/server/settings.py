@@ -48,6 +48,9 @@ class ServerSettings:
             on a CPU shares the cores out among a model's workers.
         workers, batch_size, max_batch_delay_ms: win over what the archives say; None leaves theirs, and what suits the
             machine (`detserve.server.capacity`) where an archive does not say.
+        model_api: let `detserve models` register and unregister. Whoever may use TorchServe's model API runs code as
+            us, so it is off in any case without tokens, and never leaves this machine.
+        trusted_keys: public keys, or folders of them, one of which must have signed every archive; None: no matter.
         token_minutes: how long a token is valid.
         worker_log: at INFO TorchServe's worker writes two lines a request, which its frontend reads and parses: a
             noticeable part of a small model's throughput.
@@ -63,6 +66,8 @@ class ServerSettings:
     response_timeout_s: int = 120
     startup_timeout_s: int = 120
     token_auth: bool = True
+    model_api: bool = True
+    trusted_keys: tuple[Path, ...] | None = None
     token_minutes: float = 60.0
     device: Device = "auto"
     threads_per_worker: int | None = None
@@ -164,7 +169,7 @@ def config_properties(
         "grpc_management_port": ports.grpc_management,
         "disable_token_authorization": str(not settings.token_auth).lower(),
         "token_expiration_min": settings.token_minutes,
-        "enable_model_api": "false",
+        "enable_model_api": str(settings.model_api and settings.token_auth).lower(),
         "allowed_urls": f"file://{instance.model_store}/.*",
         "install_py_dep_per_model": "false",
         "metrics_mode": "prometheus",

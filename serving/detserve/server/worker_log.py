@@ -19,6 +19,8 @@ _LINE = re.compile(r"^\S+ \[\w+ *\] (?P<thread>.+?) (?P<logger>MODEL_LOG|[\w.]+\
 _THREAD = re.compile(r"^W-(?P<port>\d+)-(?P<model>.+)_(?P<version>[^_]+)-std(?:out|err)$")
 _BUSY = "Looping backend response at"
 _DONE = "Backend response time"
+_GONE = re.compile(r"(\d+) Worker disconnected")
+"""A worker that is taken away while it is busy never says that it is done."""
 _CHAIN = ("During handling of the above exception", "The above exception was the direct cause")
 _AFTER_TRACEBACK = (
     "Backend worker process died",
@@ -163,6 +165,8 @@ def busy_workers(log_folder: Path) -> set[str]:
                 busy.add(thread)
             elif text.startswith((_DONE, "Auto recovery", "Retry worker")):
                 busy.discard(thread)
+            elif gone := _GONE.match(text):  # said by another thread
+                busy = {one for one in busy if not one.startswith(f"W-{gone[1]}-")}
     return busy
 
 
