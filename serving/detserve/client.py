@@ -127,6 +127,7 @@ class Client:
         *,
         version: str | None = None,
         options: Mapping[str, object] | None = None,
+        request_id: str | None = None,
     ) -> Any:
         """Send one image, return the JSON answer.
 
@@ -134,6 +135,7 @@ class Client:
             image: the bytes of an image file, or its path.
             options: ``score_threshold``, ``max_detections``, ``classes``, ``format``, ``masks``, ``keypoints``,
                 ``category_id``, ``timings``; a list becomes comma-separated, a bool true or false, None is left out.
+            request_id: what the server's logs shall call it: letters, digits and ``._:/+=@-``, at most 128.
 
         Raises:
             EndpointError: the endpoint answered with an error.
@@ -141,7 +143,8 @@ class Client:
         """
         body = _read_image(image)
         path, query = request_path(model, version, options)
-        answer = self._ask("POST", self.base_url, path, self._token, query, body)
+        extra = {"X-Request-Id": request_id} if request_id else None
+        answer = self._ask("POST", self.base_url, path, self._token, query, body, extra)
         if answer.status_code != 200:
             raise self._error(answer, model, version)
         try:
@@ -306,7 +309,13 @@ class Client:
         elif said.unavailable:
             details = self._why_unavailable(model, version)
         what = f"{model!r} {version}" if version else repr(model)
-        return endpoint_error(said, what, details, self._max_request_bytes)
+        error = endpoint_error(said, what, details, self._max_request_bytes)
+        told = _json_or_none(answer)
+        # TorchServe's header has its own id in any case; the worker and the edge say the client's.
+        error.request_id = (told.get("request_id") if isinstance(told, dict) else None) or answer.headers.get(
+            "X-Request-Id"
+        )
+        return error
 
     def _served(self, model: str | None, kind: str) -> str:
         with contextlib.suppress(DetserveError, KeyError):

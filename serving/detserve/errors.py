@@ -54,12 +54,22 @@ class EndpointError(ClientError):
         status: HTTP status of the answer.
         type: machine word of the error (``unknown_model``, ``body_too_large``, ``invalid_option``, …).
         retryable: whether the same request may succeed later.
+        request_id: by which the server's logs name the request; None when the answer did not say.
     """
 
-    def __init__(self, message: str, *, status: int, type: str, retryable: bool = False) -> None:  # noqa: A002
+    def __init__(
+        self,
+        message: str,
+        *,
+        status: int,
+        type: str,  # noqa: A002
+        retryable: bool = False,
+        request_id: str | None = None,
+    ) -> None:
         super().__init__(message, type=type)
         self.status = status
         self.retryable = retryable
+        self.request_id = request_id
 
 
 class ExportError(DetserveError):

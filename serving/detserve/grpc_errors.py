@@ -91,12 +91,9 @@ def is_token_error(error: Any) -> bool:
     return denied or error.code() == grpc.StatusCode.UNAUTHENTICATED
 
 
-def retry_after_s(error: Any) -> float:
-    """Return for how long the server asks to wait; 0 when it does not say."""
-    for name, value in error.trailing_metadata() or ():
-        if name == "retry-after" and str(value).isdecimal():
-            return float(value)
-    return 0.0
+def retry_after(error: Any) -> str | None:
+    """Return the Retry-After of a failed call; None when it has none."""
+    return next((str(value) for name, value in error.trailing_metadata() or () if name == "retry-after"), None)
 
 
 def raise_told(answer: bytes, address: str) -> Any:
@@ -116,7 +113,11 @@ def raise_told(answer: bytes, address: str) -> Any:
     if isinstance(parsed, dict) and parsed.keys() >= {"code", "type", "message"}:
         status = int(parsed["code"])
         raise EndpointError(
-            str(parsed["message"]), status=status, type=str(parsed["type"]), retryable=status in _RETRYABLE
+            str(parsed["message"]),
+            status=status,
+            type=str(parsed["type"]),
+            retryable=status in _RETRYABLE,
+            request_id=parsed.get("request_id"),
         )
     return parsed
 
