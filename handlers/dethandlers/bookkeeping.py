@@ -38,7 +38,7 @@ class Books:
 
     def started(self, outcome: str, *, golden_passed: bool | None = None) -> None:
         """Note that the worker is ready, or the machine word of what kept it from that."""
-        self.metrics.started(outcome, golden_passed=golden_passed)
+        self.metrics.started(outcome, golden_passed=golden_passed, device=self.device)
 
     def batch(self, size: int) -> "BatchBooks":
         """Begin a batch of ``size`` requests."""

@@ -46,7 +46,7 @@ REASONS = (
 """Series that are there from the start, so that the first rejection is an increase; another reason gets its own."""
 _MOST_REASONS = 64
 _MODEL = ("model_name", "model_version")
-_GPU_EVERY_S = 1.0
+_MEMORY_EVERY_S = 1.0
 _ROOM_BYTES = 4 << 20
 
 
@@ -75,14 +75,15 @@ class WorkerMetrics:
         """Whether anything is counted."""
         return self._families is not None
 
-    def started(self, outcome: str, *, golden_passed: bool | None = None) -> None:
+    def started(self, outcome: str, *, golden_passed: bool | None = None, device: "torch.device | None" = None) -> None:
         """Count a start.
 
         Args:
             outcome: ``ready``, or the machine word of the error that kept the worker from starting.
             golden_passed: what the golden check said; None when there was none.
+            device: on which the model is, for its memory.
         """
-        self._do(lambda families: families.started(outcome, golden_passed))
+        self._do(lambda families: families.started(outcome, golden_passed, device))
 
     def observe(self, records: Sequence[RequestRecord], device: "torch.device | None" = None) -> None:
         """Count the requests of one batch; ``device`` is asked for its memory now and then."""
@@ -164,14 +165,14 @@ class _Families:
             registry=registry,
             multiprocess_mode="livemostrecent",
         )
-        self._gpu_reserved = Gauge(
-            "detserve_gpu_memory_reserved_bytes",
-            "Memory of the GPU that torch holds in the model's workers.",
+        self._memory = Gauge(
+            "detserve_device_memory_bytes",
+            "Memory that the model's workers hold: of a GPU what torch has reserved, on a CPU the resident set.",
             device,
             registry=registry,
             multiprocess_mode="livesum",
         )
-        self._gpu_due_s = 0.0
+        self._memory_due_s = 0.0
         self._reasons: set[str] = set()
         for one in REASONS:
             self._rejected.labels(*self._labels, one)
@@ -180,12 +181,13 @@ class _Families:
             self._starts.labels(*self._labels, one)
         _allot(folder)
 
-    def started(self, outcome: str, golden_passed: bool | None) -> None:
+    def started(self, outcome: str, golden_passed: bool | None, device: "torch.device | None") -> None:
         self._starts.labels(*self._labels, outcome).inc()
         if golden_passed is not None:
             self._golden.labels(*self._labels).set(float(golden_passed))
         if outcome == "ready":
             self._begun.labels(*self._labels).set_to_current_time()
+        self._observe_memory(device)
         _allot(self._folder)
 
     def observe(self, records: Sequence[RequestRecord], device: "torch.device | None") -> None:
@@ -209,8 +211,7 @@ class _Families:
             if record.status != 200:
                 family = self._failed if record.status >= 500 else self._rejected
                 family.labels(*self._labels, self._reason(record.type)).inc()
-        if device is not None and device.type == "cuda":
-            self._observe_gpu(device)
+        self._observe_memory(device)
 
     def _reason(self, word: str) -> str:
         """The word itself, unless somebody makes words up: each is a series for ever."""
@@ -219,16 +220,20 @@ class _Families:
         self._reasons.add(word)
         return word
 
-    def _observe_gpu(self, device: "torch.device") -> None:
-        import torch
-
+    def _observe_memory(self, device: "torch.device | None") -> None:
         now = time.monotonic()
-        if now < self._gpu_due_s:
+        if device is None or now < self._memory_due_s:
             return
-        self._gpu_due_s = now + _GPU_EVERY_S
-        free, total = torch.cuda.mem_get_info(device)
-        self._gpu_used.labels(*self._labels, str(device)).set(total - free)
-        self._gpu_reserved.labels(*self._labels, str(device)).set(torch.cuda.memory_reserved(device))
+        self._memory_due_s = now + _MEMORY_EVERY_S
+        if device.type == "cuda":
+            import torch
+
+            free, total = torch.cuda.mem_get_info(device)
+            self._gpu_used.labels(*self._labels, str(device)).set(total - free)
+            held = torch.cuda.memory_reserved(device)
+        else:
+            held = int(Path("/proc/self/statm").read_text("ascii").split()[1]) * os.sysconf("SC_PAGE_SIZE")
+        self._memory.labels(*self._labels, str(device)).set(held)
 
 
 def _allot(folder: Path) -> None:
