@@ -79,6 +79,7 @@ LIGHT_OF_OURS = {
     "dethandlers.errors",
     "detserve.errors",
     "detserve.model_store",
+    "dettools.edge_options",
     "dettools.endpoint",
     "dettools.model_source",
     "dettools.agreement",

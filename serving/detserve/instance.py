@@ -7,6 +7,7 @@ An instance is one folder, and one server at most runs from it:
         config.properties   log4j2.xml                                           what TorchServe was told
         key_file.json       the tokens; TorchServe writes it where it is started
         model_store/        links to the archives that are served
+        edge/               nginx's configuration, the edge's tokens and its temporary files
         worker_metrics/     what the workers count, in files that outlive them
         draining            there while a stop waits for the requests in flight
         tmp/                TMPDIR of the server: extracted archives, worker sockets
@@ -73,6 +74,23 @@ class ServedModel:
 
 
 @dataclass(frozen=True)
+class EdgeState:
+    """Where things are when an edge has TorchServe's place: all on 127.0.0.1.
+
+    Attributes:
+        backend_port, backend_grpc_port: TorchServe's own.
+        local_port, local_grpc_port: the edge for programs on this machine, without TLS; None where it has none anyway.
+        tokens_file: the tokens that the edge lets in, one a line; None lets everybody in.
+    """
+
+    backend_port: int
+    backend_grpc_port: int
+    local_port: int | None
+    local_grpc_port: int | None
+    tokens_file: str | None
+
+
+@dataclass(frozen=True)
 class InstanceState:
     """What is known about the server of an instance.
 
@@ -81,6 +99,7 @@ class InstanceState:
         host: address that the inference API listens on.
         ready: whether every worker had answered once; False while starting.
         trusted_keys: public keys, or folders of them, one of which must have signed what is served; None: no matter.
+        edge: what is behind ``host`` and ``ports`` when an edge listens there; None when TorchServe does.
         temp_folder: the server's TMPDIR (outside the instance when the instance's path is too long for a socket).
     """
 
@@ -96,11 +115,26 @@ class InstanceState:
     ready: bool = False
     java: str = ""
     trusted_keys: tuple[str, ...] | None = None
+    edge: EdgeState | None = None
 
     @property
     def inference_url(self) -> str:
         """Address of the inference API, for a client on this machine."""
+        if self.edge is not None and self.edge.local_port is not None:
+            return f"http://127.0.0.1:{self.edge.local_port}"
         return f"http://{_reachable(self.host)}:{self.ports.inference}"
+
+    @property
+    def grpc_address(self) -> str:
+        """Address of the gRPC inference service, ``host:port``, for a client on this machine."""
+        if self.edge is not None and self.edge.local_grpc_port is not None:
+            return f"127.0.0.1:{self.edge.local_grpc_port}"
+        return f"{_reachable(self.host)}:{self.ports.grpc_inference}"
+
+    @property
+    def backend_url(self) -> str:
+        """Address of TorchServe's own inference API, behind the edge when there is one."""
+        return self.inference_url if self.edge is None else f"http://127.0.0.1:{self.edge.backend_port}"
 
     @property
     def management_url(self) -> str:
@@ -110,7 +144,8 @@ class InstanceState:
     @property
     def metrics_url(self) -> str:
         """Address of the metrics API, for a client on this machine."""
-        return f"http://{_reachable(self.host)}:{self.ports.metrics}"
+        host = _reachable(self.host) if self.edge is None else "127.0.0.1"
+        return f"http://{host}:{self.ports.metrics}"
 
     @property
     def monitor_url(self) -> str:
@@ -125,7 +160,8 @@ class InstanceState:
     def from_json(cls, data: dict[str, Any]) -> Self:
         """Read what `to_json` wrote."""
         models = tuple(ServedModel(**model) for model in data["models"])
-        return cls(**{**data, "ports": Ports(**data["ports"]), "models": models})
+        edge = EdgeState(**data["edge"]) if data.get("edge") else None
+        return cls(**{**data, "ports": Ports(**data["ports"]), "models": models, "edge": edge})
 
 
 def _reachable(host: str) -> str:
@@ -182,6 +218,11 @@ class Instance:
     def worker_metrics(self) -> Path:
         """What the workers count."""
         return self.folder / "worker_metrics"
+
+    @property
+    def edge_folder(self) -> Path:
+        """What belongs to the edge, when there is one."""
+        return self.folder / "edge"
 
     @property
     def draining_path(self) -> Path:
@@ -249,7 +290,7 @@ class Instance:
         state = self.read()
         if state is not None:
             shutil.rmtree(state.temp_folder, ignore_errors=True)
-        for name in ("tmp", "model_store", "worker_metrics"):
+        for name in ("tmp", "model_store", "worker_metrics", "edge"):
             shutil.rmtree(self.folder / name, ignore_errors=True)
         for name in ("state.json", "key_file.json", "config.properties", "log4j2.xml", "draining"):
             with contextlib.suppress(NotADirectoryError):

@@ -8,7 +8,6 @@ import threading
 import time
 from collections.abc import Callable
 from typing import Generic, TypeVar
-from urllib.parse import urlsplit
 
 import psutil
 import requests
@@ -110,8 +109,7 @@ class Observer:
         if not self.is_there():
             return "the server's process is gone"
         # Needs no token, and is no question to a model. Whatever it answers, it answers.
-        host = urlsplit(self._state.metrics_url).hostname
-        return self._reach("OPTIONS", f"http://{host}:{self._state.ports.inference}/", _LIVE_TIMEOUT_S)[1]
+        return self._reach("OPTIONS", f"{self._state.backend_url}/", _LIVE_TIMEOUT_S)[1]
 
     def _frontend_metrics(self) -> str | None:
         answer, problem = self._reach("GET", f"{self._state.metrics_url}/metrics", _METRICS_TIMEOUT_S)

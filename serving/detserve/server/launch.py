@@ -16,11 +16,12 @@ from pathlib import Path
 
 import psutil
 
+from detserve.edge.process import TOKEN_MINUTES, EdgeProcess, behind, edge_state
 from detserve.errors import DetserveError, ServerError
 from detserve.instance import Instance, InstanceState, ServedModel
 from detserve.mar import check_archive
 from detserve.server.admission import copy_archive
-from detserve.server.archives import ArchiveFacts, ModelSettings, read_archive
+from detserve.server.archives import ArchiveFacts, ModelSettings, read_archive, understands_open_inference
 from detserve.server.failures import PortTakenError, frontend_died, not_registered, too_slow, worker_died
 from detserve.server.interrupts import Interrupts
 from detserve.server.java import find_java
@@ -80,10 +81,11 @@ def start(
                     with _ended_unless_ready(instance, process):
                         monitor.start()
                         _wait_ready(instance, state, process, time.monotonic() + timeout_s, interrupts, on_progress)
-                        instance.write(replace(state, ready=True))
                         started = status(instance)
                         _warm_up(instance, state, started, settings, on_progress)
                         interrupts.check()
+                        edge = _start_edge(instance, state, settings, models)
+                        instance.write(replace(state, ready=True))
                     break
                 except PortTakenError:
                     if settings.ports is not None or attempt == _PORT_TRIES:
@@ -94,6 +96,8 @@ def start(
     # Left to itself from here on: it is not ours to wait for.
     process.returncode = 0
     monitor.leave()
+    if edge is not None:
+        edge.leave()
     return started
 
 
@@ -148,6 +152,11 @@ def _launch(
     _require_gpu(settings)
     ports = settings.ports or free_ports()
     require_free(settings.host, ports)
+    edge, own_settings, own_ports = None, settings, ports
+    if settings.edge is not None:
+        edge = edge_state(settings.edge, instance, token_auth=settings.token_auth)
+        own_settings = replace(settings, host="127.0.0.1", token_minutes=TOKEN_MINUTES)
+        own_ports = behind(ports, edge)
     temp_folder = instance.prepare()
     try:
         files = []
@@ -155,7 +164,8 @@ def _launch(
             name = f"{facts.name}-{facts.version}.mar"
             _store(facts, instance.model_store / name, settings)
             files.append((model, name, worker))
-        _write_private(instance.folder / "config.properties", config_properties(settings, ports, instance, files))
+        told = config_properties(own_settings, own_ports, instance, files)
+        _write_private(instance.folder / "config.properties", told)
         _write_private(instance.folder / "log4j2.xml", log4j_config(instance.log_folder))
         most = max((worker.min_workers for _, _, worker in models), default=1)
         process = spawn(instance, java, server_environment(settings, instance, temp_folder, most))
@@ -180,6 +190,7 @@ def _launch(
         temp_folder=str(temp_folder),
         java=f"{java.version} ({java.source}: {java.path})",
         trusted_keys=_resolved(settings.trusted_keys),
+        edge=edge,
     )
     with _ended_unless_ready(instance, process):
         instance.write(state)
@@ -289,6 +300,25 @@ def _warm_up(
         with contextlib.suppress(DetserveError):
             inference = token(instance, "inference").value if state.token_auth else None
             warm_up(state, inference, list(dict.fromkeys(ours)), settings.warm_up_s)
+
+
+def _start_edge(
+    instance: Instance,
+    state: InstanceState,
+    settings: ServerSettings,
+    models: list[tuple[ServedModel, ArchiveFacts, ModelSettings]],
+) -> EdgeProcess | None:
+    if settings.edge is None:
+        return None
+    edge = EdgeProcess(
+        instance,
+        state,
+        settings.edge,
+        in_flight=settings.job_queue_size,
+        open_inference=all(understands_open_inference(facts.path) for _, facts, _ in models),
+    )
+    edge.start()
+    return edge
 
 
 def _stay(

@@ -17,6 +17,8 @@ LOGS = {
     "metrics": "model_metrics.log",
     "requests": "requests.log",
     "monitor": "monitor.log",
+    "edge": "edge.log",
+    "edge-errors": "edge_error.log",
 }
 
 

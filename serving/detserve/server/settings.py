@@ -14,6 +14,7 @@ from dethandlers.entry import LOG_LEVEL_VARIABLE
 from dethandlers.request_log import PATH_VARIABLE
 from dethandlers.worker_metrics import FOLDER_VARIABLE as METRICS_VARIABLE
 
+from detserve.edge import EdgeSettings
 from detserve.errors import ServerError
 from detserve.instance import FOLDER_VARIABLE, Instance, Ports, ServedModel
 from detserve.server.archives import ModelSettings, speaks_open_inference
@@ -56,6 +57,7 @@ class ServerSettings:
             noticeable part of a small model's throughput.
         warm_up_s: how long a server that could answer is asked questions before it is called ready
             (`detserve.server.warm_up`).
+        edge: what listens on ``host`` in TorchServe's place; None lets TorchServe listen there itself.
         request_log: a JSON line for each request in ``logs/requests.log`` (`dethandlers.request_log`).
     """
 
@@ -76,6 +78,7 @@ class ServerSettings:
     max_batch_delay_ms: int | None = None
     worker_log: Literal["INFO", "WARNING"] = "WARNING"
     warm_up_s: float = 3.0
+    edge: EdgeSettings | None = None
     request_log: bool = True
 
     def __post_init__(self) -> None:

@@ -74,6 +74,7 @@ class ServerStatus:
     max_request_bytes: int
     models: tuple[ModelStatus, ...]
     monitor_url: str = ""
+    edge: bool = False
 
     @property
     def ready(self) -> bool:
@@ -120,6 +121,7 @@ def status(instance: Instance | None = None, *, ask_workers: bool = True, timeou
         max_request_bytes=state.max_request_bytes,
         models=tuple(models),
         monitor_url=state.monitor_url,
+        edge=state.edge is not None,
     )
 
 

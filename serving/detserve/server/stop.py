@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import psutil
 
+from detserve.edge.process import drain_edge, end_edge
 from detserve.errors import ServerError
 from detserve.instance import Instance, InstanceState, is_alive
 from detserve.server.management import Management
@@ -19,6 +20,8 @@ from detserve.server.processes import end_all, reap, tree
 from detserve.server.worker_log import busy_workers
 
 _GRACE_S = 15.0
+_EDGE_GRACE_S = 8.0
+"""The keeper gives nginx 5 s and 2 s."""
 
 
 @dataclass(frozen=True)
@@ -55,10 +58,13 @@ def stop(
         drained, killed = True, list[int]()
         if state is not None and was_running:
             if state.ready:
-                instance.draining_path.touch(mode=0o600)  # the monitor says no to /ready from now on
+                # From now on the monitor says no to /ready, and the edge to whoever asks for more.
+                instance.draining_path.touch(mode=0o600)
                 on_progress("waiting for the requests in flight")
-                drained = drain(instance, state, drain_timeout_s)
+                drained = drain_edge(instance, drain_timeout_s)
+                drained &= drain(instance, state, max(0.0, drain_timeout_s - (time.monotonic() - began)))
             on_progress("ending the server")
+            end_all(end_edge(instance, instance.processes()), grace_s=_EDGE_GRACE_S)
             killed += end_server(state.pid)
         killed += end_strays(instance)
         instance.clean()
@@ -112,5 +118,6 @@ def kill_server(pid: int) -> None:
 def end_strays(instance: Instance) -> list[int]:
     """End processes of the instance that outlived their frontend: a worker ends with it only when it is idle."""
     strays = instance.processes()
+    strays += [one for one in end_edge(instance, strays) if one not in strays]
     end_monitors(strays)
     return end_all(strays, grace_s=2.0) if strays else []

@@ -8,10 +8,12 @@ import json
 import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, Literal
 
 import requests
 
+from detserve.edge.settings import read_tokens
 from detserve.errors import ServerError
 from detserve.instance import Instance, InstanceState
 
@@ -39,7 +41,10 @@ class Token:
 
 
 def token(instance: Instance | None = None, kind: TokenKind = "inference", *, renew: bool = True) -> Token:
-    """Return a valid token of a running server, a new one when the old one's time is over."""
+    """Return a valid token of a running server, a new one when the old one's time is over.
+
+    Behind an edge the inference token is the edge's: the first of its file, valid for as long as it stands there.
+    """
     instance = instance or Instance.named()
     state = instance.require_running()
     if not state.token_auth:
@@ -47,6 +52,8 @@ def token(instance: Instance | None = None, kind: TokenKind = "inference", *, re
             f"The server of instance {instance.name!r} was started without token authorisation: "
             "send requests without an Authorization header."
         )
+    if kind == "inference" and state.edge is not None and state.edge.tokens_file is not None:
+        return Token(read_tokens(Path(state.edge.tokens_file))[0], kind, None)
     found = _read(instance, kind)
     left = found.expires_in_s()
     if not renew or left is None or left > _RENEW_WITHIN_S:

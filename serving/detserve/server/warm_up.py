@@ -34,7 +34,7 @@ async def _ask(state: InstanceState, token: str | None, models: Sequence[str], s
     counts = []
     body = bytes(min(_BODY_BYTES, state.max_request_bytes // 2))
     for model in models:
-        target = Target(state.inference_url, f"/predictions/{model}", headers={"describe": "True"}, token=token)
+        target = Target(state.backend_url, f"/predictions/{model}", headers={"describe": "True"}, token=token)
         end = time.monotonic() + seconds / len(models)
         async with AsyncClient(target, timeout_s=10.0) as client:
             counts += await asyncio.gather(*(_keep_asking(client, body, end) for _ in range(_AT_ONCE)))

@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from detserve.model_store import default_model_store, find_archive, stored_archives
 
+from dettools.edge_options import add_edge_options, edge_settings
+
 if TYPE_CHECKING:
     from detserve.instance import Ports
     from detserve.server import ServerSettings, ServerStatus
 
-LOG_NAMES = ("model", "server", "access", "console", "metrics", "requests", "monitor")
+LOG_NAMES = ("model", "server", "access", "console", "metrics", "requests", "monitor", "edge", "edge-errors")
 
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -54,7 +56,20 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     start.add_argument(
         "--no-token", action="store_true", help="no token authorisation: everybody who can connect may ask"
     )
+    start.add_argument(
+        "--require-signature",
+        type=Path,
+        action="append",
+        metavar="KEY",
+        help="public key, or folder of them, one of which must have signed every archive, now and in `detserve models`",
+    )
+    start.add_argument("--no-model-api", action="store_true", help="no `detserve models register`, `unregister`")
 
+    edge = start.add_argument_group("edge", "nginx on --host and --port; TorchServe is reached by this machine alone")
+    edge.add_argument("--edge", action="store_true", help="put nginx before TorchServe; the options below need it")
+    edge.add_argument("--edge-grpc-port", dest="grpc_inference_port", type=int, metavar="N", help="(default: 7070)")
+    edge.add_argument("--edge-tokens", type=Path, metavar="FILE", help="valid tokens, one a line, read again on change")
+    add_edge_options(edge)
     start.add_argument("--no-request-log", action="store_true", help="no JSON line for each request")
 
     actions.add_parser("status", parents=[common], help="workers, versions, queues, devices (exit 1: not ready)")
@@ -196,6 +211,9 @@ def _settings(args: argparse.Namespace) -> "ServerSettings":
         job_queue_size=args.job_queue_size,
         response_timeout_s=args.response_timeout,
         token_auth=not args.no_token,
+        model_api=not args.no_model_api,
+        trusted_keys=None if args.require_signature is None else tuple(args.require_signature),
+        edge=edge_settings(args) if args.edge else None,
         token_minutes=args.token_minutes,
         request_log=not args.no_request_log,
         device=args.device,
