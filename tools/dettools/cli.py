@@ -20,6 +20,8 @@ COMMANDS: dict[str, str] = {
     "verify": "dettools.commands.verify",
     "publish": "dettools.commands.publish",
     "serve": "dettools.commands.serve",
+    "models": "dettools.commands.models",
+    "keys": "dettools.commands.keys",
     "predict": "dettools.commands.predict",
     "compare": "dettools.commands.compare",
     "evaluate": "dettools.commands.evaluate",

@@ -9,6 +9,19 @@ from detserve.instance import Instance, InstanceState, ServedModel
 from detserve.server.worker_log import WorkerFailure
 
 
+class NotStartedError(ServerError):
+    """A model that was registered while the server runs did not start, so it is not served.
+
+    Attributes:
+        name, version: of the model.
+    """
+
+    def __init__(self, message: str, name: str, version: str) -> None:
+        super().__init__(message)
+        self.name = name
+        self.version = version
+
+
 class PortTakenError(ServerError):
     """Somebody took a port between our look and Java's bind."""
 

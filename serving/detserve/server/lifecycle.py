@@ -25,7 +25,7 @@ from detserve.errors import ServerError
 from detserve.instance import Instance, InstanceState, ServedModel, is_alive
 from detserve.server.admission import admitted, stored_archive
 from detserve.server.archives import ModelSettings
-from detserve.server.failures import worker_died
+from detserve.server.failures import NotStartedError, worker_died
 from detserve.server.lull import await_lull, drain_version
 from detserve.server.management import Description, Management, NotServedError
 from detserve.server.serving_wish import LEFT_OPEN, ServingWish
@@ -334,14 +334,17 @@ def _wait_until_it_answers(
         failure = watch.failure()
         if failure is not None and _is_of(failure, management, model):
             known = replace(state, models=(*state.models, model))
-            raise worker_died(instance, known, failure, outcome="What was served before is served still.")
+            died = worker_died(instance, known, failure, outcome="What was served before is served still.")
+            raise NotStartedError(str(died), model.name, model.version)
         if not is_alive(state):
             raise ServerError(
                 f"The server of instance {instance.name!r} ended meanwhile. See `detserve serve logs server`."
             )
         if time.monotonic() > deadline:
-            raise ServerError(
+            raise NotStartedError(
                 f"Model {model.name!r} {model.version} was not ready after {timeout_s:g} s. Give it longer with "
-                f"--timeout. Full log: {instance.log_folder / 'model_log.log'}"
+                f"--timeout. Full log: {instance.log_folder / 'model_log.log'}",
+                model.name,
+                model.version,
             )
         time.sleep(_POLL_S)

@@ -26,6 +26,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     add_model_arguments(parser, takes="SPEC.yaml|CONFIG.py|FILE.onnx|OLD.mar")
     parser.add_argument("--out", type=Path, metavar="FILE.mar", help="default: MODEL_STORE/NAME.mar")
     parser.add_argument("--model-store", type=Path, metavar="DIR", help="default: $DETSERVE_MODEL_STORE or model_store")
+    parser.add_argument("--sign", type=Path, metavar="KEY.pem", help="private key: also write FILE.mar.sig")
     parser.add_argument("-f", "--force", action="store_true", help="replace an archive that exists")
     parser.add_argument("--json", action="store_true", help="print one JSON document as the last line")
     parser.set_defaults(run=run)
@@ -45,7 +46,10 @@ def run(args: argparse.Namespace) -> int:
 def _build(args: argparse.Namespace, store: Path, notes: tuple[str, ...]) -> int:
     from detserve.archive import build_archive
     from detserve.model_store import archive_path, spec_path
+    from detserve.signature import drop_stale_signature, load_private_key, sign_archive, signature_path
 
+    if args.sign is not None:
+        load_private_key(args.sign)  # before the work, not after it
     source = read_source(args)
     spec = source.spec
     out: Path = args.out or archive_path(store, spec.name)
@@ -61,6 +65,9 @@ def _build(args: argparse.Namespace, store: Path, notes: tuple[str, ...]) -> int
         allow_code=source.allow_code,
         on_progress=lambda step: print(f"archive: {step}", file=sys.stderr),
     )
+    signature = None if args.sign is None else sign_archive(out, args.sign)
+    if signature is None and drop_stale_signature(out):
+        notes += (f"{signature_path(out).name} was about the archive before, and is removed; sign again with --sign",)
     written: Path | None = None
     if source.described_here:
         # `compare` and `evaluate` find the source checkpoint by this spec.
@@ -76,6 +83,8 @@ def _build(args: argparse.Namespace, store: Path, notes: tuple[str, ...]) -> int
     )
     if written is not None:
         print(f"{written}: its spec")
+    if signature is not None:
+        print(f"{signature_path(out)}: signed by the key {signature.key}")
     if args.json:
         document = {
             "archive": str(out),
@@ -84,6 +93,7 @@ def _build(args: argparse.Namespace, store: Path, notes: tuple[str, ...]) -> int
             "bytes": size,
             "golden_detections": built.golden_detections,
             "source_sha256": built.spec.source.sha256 if built.spec.source else None,
+            "signed_by": None if signature is None else signature.key,
             "spec": None if written is None else str(written),
             "notes": list(notes),
         }

@@ -36,6 +36,7 @@ def run(args: argparse.Namespace) -> int:
     from detserve.errors import ArchiveError
     from detserve.mar import MANIFEST_FILE, check_archive, read_json_member
     from detserve.model_store import default_model_store, find_archive
+    from detserve.signature import read_signature
 
     path = find_archive(args.archive, args.model_store or default_model_store())
     members = check_archive(path)
@@ -57,6 +58,7 @@ def run(args: argparse.Namespace) -> int:
             f"archive {path.name}: its spec, category map or golden detections are not what this detserve writes "
             f"({type(error).__name__}: {error}). Build it again with `detserve archive`."
         ) from error
+    signature = read_signature(path)
     document: dict[str, Any] = {
         "archive": str(path),
         "bytes": path.stat().st_size,
@@ -64,6 +66,7 @@ def run(args: argparse.Namespace) -> int:
         "spec": spec,
         "categories": categories,
         "golden": golden,
+        "signature": None if signature is None else vars(signature),
         "members": [vars(member) for member in members],
     }
     if args.json:

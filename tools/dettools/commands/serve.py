@@ -64,6 +64,14 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         help="public key, or folder of them, one of which must have signed every archive, now and in `detserve models`",
     )
     start.add_argument("--no-model-api", action="store_true", help="no `detserve models register`, `unregister`")
+    start.add_argument(
+        "--require-signature",
+        type=Path,
+        action="append",
+        metavar="KEY",
+        help="public key, or folder of them, one of which must have signed every archive, now and in `detserve models`",
+    )
+    start.add_argument("--no-model-api", action="store_true", help="no `detserve models register`, `unregister`")
 
     edge = start.add_argument_group("edge", "nginx on --host and --port; TorchServe is reached by this machine alone")
     edge.add_argument("--edge", action="store_true", help="put nginx before TorchServe; the options below need it")
@@ -211,6 +219,8 @@ def _settings(args: argparse.Namespace) -> "ServerSettings":
         job_queue_size=args.job_queue_size,
         response_timeout_s=args.response_timeout,
         token_auth=not args.no_token,
+        model_api=not args.no_model_api,
+        trusted_keys=None if args.require_signature is None else tuple(args.require_signature),
         model_api=not args.no_model_api,
         trusted_keys=None if args.require_signature is None else tuple(args.require_signature),
         edge=edge_settings(args) if args.edge else None,

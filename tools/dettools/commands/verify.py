@@ -24,9 +24,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "image: it must find what eager inference found when the archive was built. With --images and --annotations, "
         "also measure AP by the worker code and hold it to what the spec declares (accuracy.ap): a wrong description "
         "of the input, the decoding or the classes shows there and nowhere else, and the descriptions that would fit "
-        "are looked for. An exported file is also held to the certificate beside it. Nothing in the archive is "
-        "executed. Exit code 0: verified; 1: the detections drifted, or AP "
-        "is below what is declared; 2: damaged or no archive.",
+        "are looked for. An exported file is also held to the certificate beside it. With --trusted-key "
+        "the archive must be signed by a key that is trusted. Nothing in the archive is executed. Exit code 0: "
+        "verified; 1: the detections drifted, or AP is below what is declared; 2: damaged or no archive.",
     )
     parser.add_argument(
         "model", metavar="MODEL", help="a .mar, a name in the model store, a file of export; with --images also a spec"
@@ -43,6 +43,13 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "--allow-code",
         action="store_true",
         help="import what an MMDetection model's config names; it runs here",
+    )
+    parser.add_argument(
+        "--trusted-key",
+        type=Path,
+        action="append",
+        metavar="KEY",
+        help="public key, or folder of them, one of which must have signed the archive",
     )
     parser.add_argument("--model-store", type=Path, metavar="DIR", help="default: $DETSERVE_MODEL_STORE or model_store")
     parser.add_argument("--json", action="store_true", help="print one JSON document as the last line")
@@ -62,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
     if is_file:
         document = _verify_exported(model)
     elif not is_spec:
-        document = _verify_archive(model, allow_code=args.allow_code)
+        document = _verify_archive(model, allow_code=args.allow_code, trusted_keys=args.trusted_key)
     verified = is_spec or document["verified"]
     if args.images is not None:
         check = _verify_labelled(args, model, store)
@@ -74,20 +81,29 @@ def run(args: argparse.Namespace) -> int:
     return 0 if verified else 1
 
 
-def _verify_archive(path: Path, *, allow_code: bool) -> dict[str, Any]:
+def _verify_archive(path: Path, *, allow_code: bool, trusted_keys: list[Path] | None) -> dict[str, Any]:
     from detserve.archive import verify_archive
+    from detserve.signature import check_signature, read_signature
 
+    # First: of what nobody vouches for nothing is read.
+    signed_by = None if trusted_keys is None else check_signature(path, trusted_keys)
+    if trusted_keys is None and (signature := read_signature(path)) is not None:
+        print(
+            f"verify: note: a signature of the key {signature.key} lies beside it; check it with --trusted-key",
+            file=sys.stderr,
+        )
     found = verify_archive(path, allow_code=allow_code)
     for note in found.notes:
         print(f"verify: note: {note}", file=sys.stderr)
     golden = _golden(found.golden_detections, found.drift)
-    print(f"{path}: {len(found.members)} members as built, {golden}")
+    print(f"{path}: {len(found.members)} members as built, {golden}{f', signed by {signed_by}' if signed_by else ''}")
     return {
         "archive": str(path),
         "verified": not found.drift,
         "members": len(found.members),
         "golden_detections": found.golden_detections,
         "drift": found.drift,
+        "signed_by": signed_by,
         "notes": list(found.notes),
     }
 
@@ -158,6 +174,8 @@ def _require_consistent(args: argparse.Namespace) -> None:
         raise DetserveError("got one of --images and --annotations, expected both or neither. Give the other.")
     if args.weights is not None and Path(args.model).suffix not in _SPECS:
         raise DetserveError(f"--weights: got it with {args.model}, whose weights are inside. Leave it out.")
+    if args.trusted_key is not None and Path(args.model).suffix in (*_SPECS, ".onnx"):
+        raise DetserveError(f"--trusted-key: got it with {args.model}; expected an archive. Leave it out.")
     if args.images is not None:
         return
     if args.expect_ap is not None:

@@ -8,7 +8,14 @@ from rich.table import Table
 
 def print_archive(document: dict[str, Any], console: Console) -> None:
     """Print what `detserve inspect` found in an archive."""
-    _print_facts(document, console, {"archive": f"{document['archive']} ({document['bytes'] / 1e6:.1f} MB)"}, {})
+    signature = document["signature"]
+    named = f"names the key {signature['key']} (check it: detserve verify --trusted-key)" if signature else ""
+    _print_facts(
+        document,
+        console,
+        {"archive": f"{document['archive']} ({document['bytes'] / 1e6:.1f} MB)"},
+        {"signature": named},
+    )
     _print_categories(document, console)
     members = Table("member", "bytes", "SHA-256", title="members", title_justify="left")
     for member in document["members"]:
