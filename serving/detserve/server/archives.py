@@ -13,6 +13,7 @@ import yaml
 from detserve.errors import ServerError
 
 _WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_LARGEST_MEMBER = 1 << 20
 _KEYS = {
     "minWorkers": "min_workers",
     "maxWorkers": "max_workers",
@@ -61,11 +62,11 @@ def read_archive(path: Path, defaults: ModelSettings) -> ArchiveFacts:
         raise ServerError(f"There is no archive {path}. Build it with `detserve archive SPEC.yaml`.")
     try:
         with zipfile.ZipFile(path) as archive:
-            manifest = json.loads(archive.read("MAR-INF/MANIFEST.json"))
+            manifest = json.loads(_read(archive, "MAR-INF/MANIFEST.json"))
             model = manifest["model"]
             name, version = str(model["modelName"]), str(model["modelVersion"])
             config = model.get("configFile")
-            worker = yaml.safe_load(archive.read(Path(config).name)) if config else {}
+            worker = yaml.safe_load(_read(archive, Path(config).name)) if config else {}
     except zipfile.BadZipFile as error:
         raise ServerError(
             f"{path} is no archive: it is not a zip file ({error}). Build it again with `detserve archive SPEC.yaml`."
@@ -91,6 +92,15 @@ def speaks_open_inference(path: Path) -> bool:
             return "dethandlers/open_inference.py" in archive.NameToInfo
     except (OSError, zipfile.BadZipFile):
         return False
+
+
+def _read(archive: zipfile.ZipFile, name: str) -> bytes:
+    """Read a small member; one that unpacks to more than a manifest ever has is no manifest."""
+    with archive.open(name) as file:
+        content = file.read(_LARGEST_MEMBER + 1)
+    if len(content) > _LARGEST_MEMBER:
+        raise ValueError(f"{name} has more than {_LARGEST_MEMBER} bytes")
+    return content
 
 
 def _settings(path: Path, worker: Any, defaults: ModelSettings) -> ModelSettings:
