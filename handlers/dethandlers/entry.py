@@ -56,7 +56,7 @@ class DetectionHandler:
         from dethandlers.options import parse_options
         from dethandlers.payload import OPTIONS_HEADER, split_row
         from dethandlers.request_log import ID_HEADER
-        from dethandlers.responses import json_text, to_json_text
+        from dethandlers.responses import json_text, to_json_text, too_long
 
         detector = self._detector
         spec = detector.spec
@@ -96,17 +96,21 @@ class DetectionHandler:
                 continue
             result = slot if isinstance(slot, RequestError) else next(answers)
             context.set_response_content_type(index, "application/json")
-            if isinstance(slot, RequestError) or isinstance(result, RequestError):
-                context.set_response_status(code=result.code, phrase=result.type, idx=index)
-                result.request_id = books.request_id(index)
-                books.refuse(index, result, body_bytes=len(slot.image) if isinstance(slot, Request) else None)
-                text = json_text(result.to_json()) if index not in infers else infers[index].error(result, model)
-            else:
+            if isinstance(slot, Request) and not isinstance(result, RequestError):
                 written_since = time.perf_counter()
                 text = to_json_text(result, slot.options, spec.categories, begun)
                 if index in infers:
                     text = infers[index].answer(text, result.detections, model)
-                books.answer(index, result, body_bytes=len(slot.image), written_since=written_since)
+                refusal = too_long(text, len(result.detections), spec.serving.max_response_bytes)
+                if refusal is None:
+                    books.answer(index, result, body_bytes=len(slot.image), written_since=written_since)
+                else:
+                    result = refusal
+            if isinstance(result, RequestError):
+                context.set_response_status(code=result.code, phrase=result.type, idx=index)
+                result.request_id = books.request_id(index)
+                books.refuse(index, result, body_bytes=len(slot.image) if isinstance(slot, Request) else None)
+                text = json_text(result.to_json()) if index not in infers else infers[index].error(result, model)
             texts.append(text)
         return texts
 

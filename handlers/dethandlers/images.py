@@ -81,7 +81,11 @@ def decode_image(data: bytes, *, max_pixels: int, min_side: int, max_seconds: fl
             upright = rgb if method is None else rgb.transpose(method)
         except Image.DecompressionBombError as error:
             raise _far_too_large(error) from error
+        except MemoryError:
+            raise  # of a size that is allowed: this machine is at fault, not the image
         except _DAMAGE as error:
+            if "out of memory" in str(error):  # how Pillow says it of its own decoders
+                raise MemoryError(str(error)) from error
             raise ImageError(
                 f"got a {image.format} of {len(data)} bytes that breaks off or is damaged ({error}), expected a whole "
                 "image. Send the file again, complete.",

@@ -10,6 +10,7 @@ from typing import Any
 
 from dethandlers.detections import Category, Detections
 from dethandlers.detector import Answer
+from dethandlers.errors import RequestError
 from dethandlers.options import Options
 
 
@@ -52,6 +53,18 @@ def json_text(value: Any) -> str:
     except UnicodeEncodeError:  # half a surrogate pair, quoted from a request: the worker would die of it
         return json.dumps(value, separators=(",", ":"))
     return text.replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
+
+
+def too_long(text: str, detections: int, most_bytes: int) -> RequestError | None:
+    """Return the refusal of an answer that is longer than the frontend may pass on: it would cost the worker."""
+    if len(text) * 4 <= most_bytes or (size := len(text.encode())) <= most_bytes:  # UTF-8 takes at most four a letter
+        return None
+    return RequestError(
+        f"got an answer of {size:,} bytes for {detections} detections, expected at most {most_bytes:,}. Ask for fewer "
+        "with max_detections or a higher score_threshold, leave masks out, or raise serving.max_response_bytes.",
+        type="answer_too_long",
+        code=413,
+    )
 
 
 def _list(detections: Detections, options: Options, categories: tuple[Category, ...]) -> list[dict[str, Any]]:

@@ -102,8 +102,8 @@ class Client:
         state = instance.require_running()
         tokens: dict[str, TokenSource] = {"token": None, "management_token": None}
         if state.token_auth:
-            tokens["token"] = lambda: server.token(instance, "inference").value
-            tokens["management_token"] = lambda: server.token(instance, "management").value
+            tokens["token"] = server.token_source(instance, "inference")
+            tokens["management_token"] = server.token_source(instance, "management")
         client = cls(
             state.inference_url, management_url=state.management_url, timeout_s=timeout_s, retries=retries, **tokens
         )

@@ -66,7 +66,7 @@ def find_endpoint(
 
     place = Instance.named(instance)
     state = place.require_running()
-    source = (lambda: server.token(place, "inference").value) if state.token_auth else None
+    source = server.token_source(place, "inference") if state.token_auth else None
 
     with Client.for_instance(instance) as client:
         described = _described(client, model)
