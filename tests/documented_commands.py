@@ -18,6 +18,11 @@ def blocks(page: str) -> list[tuple[str | None, str]]:
     return [(match["reason"], match["text"]) for match in BLOCK.finditer(page)]
 
 
+def code_blocks(page: str, language: str) -> list[str]:
+    """The texts of the blocks in that language."""
+    return re.findall(rf"```{language}\n(.*?)```", page, re.DOTALL)
+
+
 def run_commands(page: str, folder: Path) -> subprocess.CompletedProcess[str]:
     """Run a page's commands in a folder; the server that they start is stopped whatever happens."""
     from detserve.server import free_ports

@@ -4,7 +4,6 @@ call ─► token ─► deadline ─► answer ─► read it
   ▲       └─ refused: a new one, once                     └─ an error that passes: wait, at most ``retries`` times
 """
 
-import random
 import threading
 import time
 from collections.abc import Callable
@@ -13,10 +12,11 @@ from typing import Any, Literal, Self, TypeVar
 import grpc
 
 from detserve.client import TokenSource
-from detserve.errors import ClientError, EndpointError
-from detserve.grpc_errors import is_token_error, retry_after_s, status_error
+from detserve.errors import ClientError, DetserveError, EndpointError, ServerError
+from detserve.grpc_errors import is_token_error, retry_after, status_error
 from detserve.grpc_messages import Method
 from detserve.instance import Instance
+from detserve.retry import wait_s
 
 _LARGEST_MESSAGE = 200_000_000
 _T = TypeVar("_T")
@@ -29,10 +29,14 @@ class GrpcChannel:
         address: ``host:port`` of the service.
         token: the token, or a function that returns the one to use now.
         timeout_s: deadline of one call.
-        retries: how often to try again what may succeed later (queue full, worker being restarted, connection cut). A
-            cut connection and a token that has run out are tried again once in any case, where asking changes nothing.
+        retries: how often to try again what may succeed later (queue full, worker or server being restarted), as
+            `detserve.client.Client` does. A cut connection and a token that has run out are tried again once in any
+            case, where asking changes nothing.
         root_certificates: PEM of who signed the server's certificate; an empty one stands for those of this machine.
             None: no TLS.
+
+    Attributes:
+        retried: how often this client has sent a request again.
     """
 
     service: Literal["inference", "management"] = "inference"
@@ -49,6 +53,7 @@ class GrpcChannel:
         self.address = address
         self.timeout_s = timeout_s
         self.retries = retries
+        self.retried = 0
         self._source = token
         self._token: str | None = None
         self._lock = threading.Lock()
@@ -69,13 +74,9 @@ class GrpcChannel:
 
         instance = Instance.named(name)
         state = instance.require_running()
-        kind = cls.service
-        source = (lambda: server.token(instance, kind).value) if state.token_auth else None
-        if kind == "management":
-            address = f"127.0.0.1:{state.ports.grpc_management}"
-        else:
-            host = "127.0.0.1" if state.host in ("0.0.0.0", "::") else state.host  # noqa: S104
-            address = f"{host}:{state.ports.grpc_inference}"
+        source = server.token_source(instance, cls.service) if state.token_auth else None
+        managed = cls.service == "management"
+        address = f"127.0.0.1:{state.ports.grpc_management}" if managed else state.grpc_address
         return cls(address, source, timeout_s=timeout_s, retries=retries)
 
     def __enter__(self) -> Self:
@@ -95,27 +96,30 @@ class GrpcChannel:
         renewed = False
         attempt = 0
         while True:
-            token, wait_s = self._bearer(), 0.0
+            token, asked_for = None, None
             try:
+                token = self._bearer()
                 return read(self._send(method, request, token))
             except grpc.RpcError as error:
                 if is_token_error(error) and callable(self._source) and not renewed:
                     renewed = True
                     self._forget(token)
+                    self.retried += 1
                     continue
-                problem, cause = status_error(error, self.address, asked, self.timeout_s), error
-                wait_s = retry_after_s(error)
-            except EndpointError as error:
-                problem, cause = error, None
-            if problem.type == "reset" and fresh:
+                problem: DetserveError = status_error(error, self.address, asked, self.timeout_s)
+                problem.__cause__ = error
+                asked_for = retry_after(error)
+            except (EndpointError, ServerError) as error:
+                problem = error
+            if fresh and isinstance(problem, ClientError) and problem.type == "reset":
                 fresh = False
-                continue
-            passing = problem.type in {"reset", "refused"} or getattr(problem, "retryable", False)
-            if not passing or attempt >= again:
-                raise problem from cause
-            attempt += 1
-            # Clients that were refused together must not come back together.
-            time.sleep(max(wait_s, min(0.1 * 2**attempt, 2.0) * random.uniform(0.5, 1.0)))  # noqa: S311
+            elif attempt < again and _may_pass(problem):
+                attempt += 1
+                renewed = False  # a server that was started anew has other tokens
+                time.sleep(wait_s(attempt, asked_for))
+            else:
+                raise problem
+            self.retried += 1
 
     def _send(self, method: Method, request: Any, token: str | None) -> Any:
         call = self._calls.get(method.path)
@@ -142,3 +146,12 @@ class GrpcChannel:
         with self._lock:
             if self._token == refused:
                 self._token = None
+
+
+def _may_pass(problem: DetserveError) -> bool:
+    if isinstance(problem, EndpointError):
+        return problem.retryable
+    # A ServerError is the token's source's: its server is being started anew.
+    return isinstance(problem, ServerError) or (
+        isinstance(problem, ClientError) and problem.type in {"reset", "refused"}
+    )

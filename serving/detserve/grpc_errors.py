@@ -13,6 +13,8 @@ import grpc
 from detserve.errors import ClientError, EndpointError
 
 _PASSING = ("Worker died", "no worker", "No worker", "unavailable", "Unavailable")
+_LATER = "try again later"  # what the edge says of a server that is being stopped, or does not answer
+_TOO_LARGE = ("larger than max", "exceeds maximum size", "larger than this server takes")
 _HTTP = re.compile(r"http2 header with status: (\d{3})")
 _RETRYABLE = frozenset({429, 502, 503, 504, 507})
 
@@ -44,7 +46,7 @@ def status_error(error: Any, address: str, asked: str, timeout_s: float) -> Clie
             type="timeout",
         )
     if code == grpc.StatusCode.UNAVAILABLE:
-        return _no_connection(details, address)
+        return _edge_unavailable(details) if _LATER in details else _no_connection(details, address)
     if code == grpc.StatusCode.UNIMPLEMENTED:
         return EndpointError(
             f"{address} does not have this method: {details}. The Open Inference Protocol is served when every archive "
@@ -57,7 +59,7 @@ def status_error(error: Any, address: str, asked: str, timeout_s: float) -> Clie
 
 def _server_error(code: grpc.StatusCode, details: str, asked: str) -> EndpointError:
     if code == grpc.StatusCode.RESOURCE_EXHAUSTED:
-        if "larger than max" in details or "exceeds maximum size" in details:
+        if any(words in details for words in _TOO_LARGE):
             return EndpointError(
                 f"The message is too large: {details}. Send a smaller image, or start the server with a larger "
                 "--max-request-size.",
@@ -87,7 +89,7 @@ def _server_error(code: grpc.StatusCode, details: str, asked: str) -> EndpointEr
 
 def is_token_error(error: Any) -> bool:
     """Tell whether a call failed for its token."""
-    denied = error.code() == grpc.StatusCode.PERMISSION_DENIED and "Token Authorization failed" in str(error.details())
+    denied = error.code() == grpc.StatusCode.PERMISSION_DENIED and "token" in str(error.details()).lower()
     return denied or error.code() == grpc.StatusCode.UNAUTHENTICATED
 
 
@@ -139,6 +141,10 @@ def _no_connection(details: str, address: str) -> ClientError:
         else f"{address} closed the connection without an answer: {details}.",
         type="refused" if refused else "reset",
     )
+
+
+def _edge_unavailable(details: str) -> EndpointError:
+    return EndpointError(f"Unavailable: {details}.", status=503, type="unavailable", retryable=True)
 
 
 def _http_error(status: int, details: str) -> EndpointError:
