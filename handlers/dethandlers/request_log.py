@@ -106,6 +106,9 @@ class RequestLog:
         self._file: int | None = None
         self._inode = 0
         self._told = False
+        if path is not None:
+            with contextlib.suppress(OSError):  # told when there is something to write
+                self._opened(path)
 
     def close(self) -> None:
         """Close the file."""
@@ -168,7 +171,10 @@ class RequestLog:
         lock = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            if path.stat().st_size < self._largest_bytes:  # another worker was first
+            try:
+                if path.stat().st_size < self._largest_bytes:
+                    return
+            except FileNotFoundError:  # another worker was first, and nobody has written since
                 return
             for number in range(self._kept - 1, 0, -1):
                 with contextlib.suppress(FileNotFoundError):

@@ -32,8 +32,11 @@ SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 64)
 DETECTIONS = (0, 1, 2, 5, 10, 20, 50, 100, 200, 300, 500, 1000)
 REASONS = (
     "animated_image",
+    "answer_too_long",
     "bad_request",
+    "decode_too_slow",
     "empty_body",
+    "image_too_costly",
     "image_too_large",
     "image_too_small",
     "invalid_image",

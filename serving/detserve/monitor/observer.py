@@ -95,7 +95,8 @@ class Observer:
             self._tell(str(error))
 
     def _look(self) -> Readiness:
-        return readiness(self._instance, self._files.read().golden)
+        # The management API is given longer to answer than a probe waits: it is asked only when it will.
+        return readiness(self._instance, self._files.read().golden, frontend_problem=self.live())
 
     def _expose(self) -> str:
         workers = self._files.read()

@@ -12,8 +12,6 @@ from detserve.errors import DetserveError
 from detserve.instance import Instance
 from detserve.server.status import ModelStatus, ServerStatus, status
 
-_TIMEOUT_S = 2.0
-
 
 @dataclass(frozen=True)
 class Readiness:
@@ -56,11 +54,12 @@ class Readiness:
         }
 
 
-def readiness(instance: Instance, golden: Mapping[tuple[str, str], bool]) -> Readiness:
+def readiness(instance: Instance, golden: Mapping[tuple[str, str], bool], *, frontend_problem: str = "") -> Readiness:
     """Ask the server.
 
     Args:
         golden: name and version to whether the golden image is reproduced, of the models whose workers say it.
+        frontend_problem: why the frontend does not answer; it is not asked then.
     """
     draining = instance.draining_path.exists()
     reasons = ["the server is being stopped"] if draining else []
@@ -69,8 +68,10 @@ def readiness(instance: Instance, golden: Mapping[tuple[str, str], bool]) -> Rea
         return Readiness((*reasons, "no server runs"), draining, None)
     if not state.ready:
         return Readiness((*reasons, "the server is starting"), draining, None)
+    if frontend_problem:
+        return Readiness((*reasons, frontend_problem), draining, None)
     try:
-        found = status(instance, ask_workers=False, timeout_s=_TIMEOUT_S)
+        found = status(instance, ask_workers=False)
     except DetserveError as error:
         return Readiness((*reasons, str(error)), draining, None)
     except (KeyError, IndexError, TypeError) as error:
