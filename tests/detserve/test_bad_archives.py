@@ -1,4 +1,4 @@
-"""What must never be served: one table of bad archives, each refused where archives are packed, registered and served."""
+"""What must never be served: a table of bad archives, each refused where archives are packed, registered and served."""
 
 import argparse
 import hashlib
