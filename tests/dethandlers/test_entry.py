@@ -149,6 +149,33 @@ def test_a_client_that_sends_the_describe_header_does_not_change_its_neighbours(
     assert list(third[2][0]) == ["class_label", "class_name", "bbox", "score"]
 
 
+def infer(image, **fields):
+    data = [base64.b64encode(image).decode()]
+    return {"inputs": [{"name": "image", "datatype": "BYTES", "shape": [1], "data": data, **fields}]}
+
+
+def test_open_inference_requests_share_a_batch_with_others(handler, archive):
+    rows = [{"body": IMAGES[0]}, {"body": infer(IMAGES[0])}, {"body": infer(IMAGES[0])}, {"body": infer(b"text")}]
+    rest = {"host": "here"}
+    plain, over_rest, over_grpc, wrong = handle(handler, archive, rows, [rest, rest, {}, {}])
+    assert json.loads(over_rest[2]["outputs"][0]["data"][0]) == plain[2]
+    assert over_grpc[2]["outputs"][0]["data"][0] == plain[2]
+    assert over_grpc[2]["model_name"] == "tiny"
+    assert wrong[2]["outputs"][0]["data"][0]["type"] == "not_an_image"
+
+
+def test_json_too_deep_to_be_quoted_is_the_requests_own_fault(handler, archive):
+    """The parser's limit is not that of quoting a value: between them lies what a client may send."""
+    deep = []
+    for _ in range(5000):
+        deep = [deep]
+    rows = [{"body": IMAGES[0]}, {"body": infer(IMAGES[0], shape=deep)}, {"data": IMAGES[0], "max_detections": deep}]
+    good, *bad = handle(handler, archive, rows)
+    assert good[0] == 200
+    assert [status for status, _, _ in bad] == [400, 400]
+    assert "nested too deeply" in bad[1][2]["message"]
+
+
 def test_ready_is_said_with_what_runs(archive, capsys):
     DetectionHandler().initialize(context_of(archive))
     line = capsys.readouterr().out.strip()

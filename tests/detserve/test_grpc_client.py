@@ -11,6 +11,7 @@ from detserve.archive import build_archive
 from detserve.client import Client
 from detserve.errors import ClientError, EndpointError
 from detserve.grpc_client import GrpcClient
+from detserve.grpc_management import GrpcManagement
 from detserve.instance import Instance
 from detserve.spec import load_spec
 from dettools.datasets.scenes import render_scene
@@ -93,6 +94,50 @@ def test_a_port_on_which_nobody_listens_is_refused(image):
         client.predict("shapes", image)
     assert error.value.type == "refused"
     assert "serve start" in str(error.value)
+
+
+def test_models_are_listed_described_scaled_and_made_default(instance):
+    version = load_spec(SPEC).version
+    with GrpcManagement.for_instance(instance) as manager:
+        assert list(manager.models()) == ["shapes"]
+        (one,) = manager.versions("shapes")
+        assert (one["modelName"], one["modelVersion"]) == ("shapes", version)
+        described = manager.describe("shapes", version, from_worker=True)
+        assert described["customizedMetadata"]["family"] == load_spec(SPEC).family
+        assert "2" in manager.scale("shapes", min_workers=2)
+        assert len(manager.describe("shapes")["workers"]) == 2
+        manager.scale("shapes", version, min_workers=1)
+        assert version in manager.set_default("shapes", version)
+
+
+def test_management_errors_are_the_right_ones(instance):
+    with GrpcManagement.for_instance(instance) as manager:
+        asked = [
+            (lambda: manager.describe("nothing"), "unknown_model"),
+            (lambda: manager.describe("shapes", "77"), "unknown_version"),
+            (lambda: manager.set_default("shapes", "77"), "unknown_version"),
+            (lambda: manager.scale("nothing", min_workers=1), "unknown_model"),
+        ]
+        for ask, kind in asked:
+            with pytest.raises(EndpointError) as error:
+                ask()
+            assert (error.value.status, error.value.type) == (404, kind)
+    inference = server.token(Instance.named(instance), "inference").value
+    with GrpcManagement(manager.address, inference) as other, pytest.raises(EndpointError) as error:
+        other.models()
+    assert error.value.type == "unauthorized"
+
+
+def test_a_model_is_registered_and_taken_out_again(instance, image):
+    with GrpcManagement.for_instance(instance) as manager, GrpcClient.for_instance(instance) as client:
+        (archive,) = manager.models().values()
+        manager.register(archive, model="second", workers=1)
+        assert client.predict("second", image) == client.predict("shapes", image)
+        manager.unregister("second")
+        assert list(manager.models()) == ["shapes"]
+        with pytest.raises(EndpointError) as error:
+            manager.register("none.mar")
+    assert 400 <= error.value.status < 600
 
 
 def test_what_is_no_detserve_model_is_a_bad_answer():
