@@ -47,6 +47,7 @@ KNOWS_TORCHSERVE = {
         "server/",
         "client.py",
         "client_errors.py",
+        "grpc_management.py",
         "instance.py",
         "server_metrics.py",
     ),
