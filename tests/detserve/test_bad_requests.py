@@ -113,7 +113,7 @@ def test_a_bad_request_is_answered_alone_and_its_neighbours_as_ever(call, kind):
             break
 
     assert bad[0] == status, bad
-    assert set(bad[1]) == {"code", "type", "message"}
+    assert set(bad[1]) == {"code", "type", "message", "request_id"}
     assert (bad[1]["code"], bad[1]["type"]) == (status, word)
     assert first[1]["batch_size"] == second[1]["batch_size"] == BATCH
     assert [first[0], second[0], third[0]] == [200, 200, 200]

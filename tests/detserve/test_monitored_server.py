@@ -8,6 +8,8 @@ import subprocess
 import sys
 import threading
 import time
+import zipfile
+from pathlib import Path
 
 import psutil
 import pytest
@@ -20,6 +22,7 @@ from detserve.client import Client
 from detserve.errors import EndpointError
 from detserve.grpc_client import GrpcClient
 from detserve.instance import Instance
+from detserve.mar import write_mar
 from detserve.spec import load_spec
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_server import prometheus, wait_for
@@ -325,6 +328,21 @@ def test_in_the_foreground_the_monitor_is_started_again_and_ends_with_the_server
     assert instance.processes() == []
 
 
+@pytest.mark.nightly
+def test_the_monitor_does_not_grow(monitored):
+    """Half a minute of scrapes and probes: no more memory than at its beginning."""
+    (monitor,) = (one for one in monitored.processes() if "detserve.monitor" in one.cmdline())
+    for _ in range(50):
+        ask(monitored, "/metrics")
+    before = monitor.memory_info().rss
+    end = time.monotonic() + 30
+    while time.monotonic() < end:
+        for path in ("/metrics", "/ready", "/live"):
+            ask(monitored, path)
+        time.sleep(1)
+    assert monitor.memory_info().rss < before * 1.05
+
+
 def test_a_stop_makes_the_server_not_ready_before_the_last_answer(monitored):
     state = monitored.require_running()
     answers, seen = [], []
@@ -345,3 +363,40 @@ def test_a_stop_makes_the_server_not_ready_before_the_last_answer(monitored):
     assert all(answer["draining"] and answer["reasons"] == ["the server is being stopped"] for answer in drained)
     assert monitored.processes() == []
     assert [path.name for path in monitored.folder.iterdir()] == ["logs"]
+
+
+def drifted(archive: Path, out: Path, golden_check: str) -> Path:
+    """Copy an archive with golden boxes that no model finds, its digests made to fit."""
+    with zipfile.ZipFile(archive) as file:
+        members = {name: file.read(name) for name in file.namelist()}
+    members.pop("SHA256SUMS")
+    for name, change in (
+        (
+            "golden/golden.json",
+            lambda golden: golden.update(boxes_xyxy=[[x + 9, *b] for x, *b in golden["boxes_xyxy"]]),
+        ),
+        ("spec.json", lambda spec: spec["serving"].update(golden_check=golden_check)),
+    ):
+        value = json.loads(members[name])
+        change(value)
+        members[name] = json.dumps(value).encode()
+    write_mar(out, members)
+    return out
+
+
+@pytest.mark.nightly
+def test_a_worker_that_drifts_and_serves_all_the_same_is_not_ready(state_folder, tmp_path):
+    shapes = build_archive(load_spec(SPEC), folder=SPEC.parent, out=tmp_path / "shapes.mar").path
+    instance = Instance.named("drifted")
+    settings = server.ServerSettings(ports=None, workers=1, warm_up_s=0)
+    try:
+        server.start([drifted(shapes, tmp_path / "drifted.mar", "warn")], settings, instance=instance)
+        answer = ask(instance, "/ready")
+        assert answer.status_code == 503
+        assert answer.json()["reasons"] == ["shapes 1.0: a worker does not reproduce its golden image"]
+        found = values(instance)
+        assert (found["detserve_golden_check_passed",], found["detserve_ready",]) == (0, 0)
+        with Client.for_instance("drifted") as client:
+            assert client.predict("shapes", IMAGE)
+    finally:
+        server.stop(instance)
