@@ -18,6 +18,7 @@ _TORCHSERVE = {
     "ResourceNotFoundException": "unknown_path",
     "MethodNotAllowedException": "method_not_allowed",
     "RequestTimeoutException": "timeout",
+    "ErrorDataDecoderException": "malformed_form",  # with status 500, though it is the request's fault
     "InvalidModelVersionException": "unknown_version",
 }
 """TorchServe's words for its errors, and ours."""
