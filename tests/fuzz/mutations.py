@@ -99,7 +99,11 @@ def whole_image(rng: random.Random) -> tuple[str, bytes]:
     else:
         image = image.convert(mode)
     buffer = io.BytesIO()
-    image.save(buffer, kind, **options)
+    try:
+        image.save(buffer, kind, **options)
+    except OSError:  # Pillow's buffer does not hold every combination of metadata with a tiny picture
+        buffer = io.BytesIO()
+        image.save(buffer, kind)
     return f"{kind} {mode}", buffer.getvalue()
 
 

@@ -83,14 +83,16 @@ def fire(instance, requests: Iterable[Sent]) -> Findings:
     threads = [threading.Thread(target=work) for _ in range(CLIENTS)]
     for thread in threads:
         thread.start()
-    for sent in requests:
-        while waiting.qsize() > 50:
-            time.sleep(0.002)
-        waiting.put(sent)
-    for _ in threads:
-        waiting.put(None)
-    for thread in threads:
-        thread.join()
+    try:
+        for sent in requests:
+            while waiting.qsize() > 50:
+                time.sleep(0.002)
+            waiting.put(sent)
+    finally:
+        for _ in threads:
+            waiting.put(None)
+        for thread in threads:
+            thread.join()
     return found
 
 

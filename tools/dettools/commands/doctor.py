@@ -20,9 +20,11 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         description="Look at Python, torch, CUDA, TorchServe, Java, onnxruntime, ports, token, disk and the archives "
         "of the model store; or at the archives that are named, alone. Of an archive that MMDetection's "
         "mmdet2torchserve.py wrote, everything that is wrong is told, and the command that repairs it; nothing in it "
-        "is run. Exit code 0: nothing fails; 1: something does.",
+        "is run. With --security: what the running instance leaves open. Exit code 0: nothing fails, or is open; 1: "
+        "something does, or is.",
     )
     parser.add_argument("archives", nargs="*", type=Path, metavar="FILE.mar", help="look at these alone")
+    parser.add_argument("--security", action="store_true", help="what the running instance leaves open, and the remedy")
     parser.add_argument("--instance", metavar="NAME", help="default: $DETSERVE_INSTANCE or default")
     parser.add_argument("--model-store", type=Path, metavar="DIR", help="default: $DETSERVE_MODEL_STORE or model_store")
     parser.add_argument("--json", action="store_true", help="print one JSON document as the last line")
@@ -39,7 +41,11 @@ def run(args: argparse.Namespace) -> int:
 
     from dettools.diagnosis import diagnose
 
-    if args.archives:
+    if args.security:
+        from dettools.security_diagnosis import diagnose_security
+
+        findings = diagnose_security(Instance.named(args.instance))
+    elif args.archives:
         findings = [finding for path in args.archives for finding in _of_archive(path)]
     else:
         findings = diagnose(Instance.named(args.instance), args.model_store or default_model_store())
