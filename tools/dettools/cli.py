@@ -20,6 +20,7 @@ COMMANDS: dict[str, str] = {
     "verify": "dettools.commands.verify",
     "publish": "dettools.commands.publish",
     "serve": "dettools.commands.serve",
+    "edge": "dettools.commands.edge",
     "models": "dettools.commands.models",
     "keys": "dettools.commands.keys",
     "predict": "dettools.commands.predict",

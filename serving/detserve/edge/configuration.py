@@ -89,7 +89,7 @@ def plan_for(
     host: str,
     port: int,
     grpc_port: int,
-    local_ports: tuple[int, int],
+    local_ports: tuple[int, int] | None,
     rest_upstreams: Sequence[str],
     grpc_upstreams: Sequence[str],
     in_flight: int,
@@ -99,7 +99,7 @@ def plan_for(
     """Return the plan of an edge that listens on ``host``.
 
     Args:
-        local_ports: REST and gRPC on this machine, beside TLS; not used without it.
+        local_ports: REST and gRPC on this machine beside TLS; None without such.
         more: further attributes of `EdgePlan`.
 
     Raises:
@@ -107,7 +107,6 @@ def plan_for(
     """
     for path in (folder, socket_folder, log_folder, draining):
         require_quotable(path)
-    secure = settings.tls_certificate is not None
     return EdgePlan(
         folder=str(folder),
         status_socket=str(socket_folder / "edge.sock"),
@@ -116,8 +115,8 @@ def plan_for(
         error_log=str(log_folder / "edge_error.log"),
         listen=address(host, port),
         listen_grpc=address(host, grpc_port),
-        listen_local=address("127.0.0.1", local_ports[0]) if secure else None,
-        listen_grpc_local=address("127.0.0.1", local_ports[1]) if secure else None,
+        listen_local=address("127.0.0.1", local_ports[0]) if local_ports else None,
+        listen_grpc_local=address("127.0.0.1", local_ports[1]) if local_ports else None,
         rest_upstreams=tuple(rest_upstreams),
         grpc_upstreams=tuple(grpc_upstreams),
         in_flight=in_flight,

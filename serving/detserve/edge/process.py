@@ -94,6 +94,7 @@ class EdgeProcess:
                 write_new_token(Path(tokens_file))
             publish_tokens(Path(tokens_file), folder / "valid")
         monitor = state.monitor_url
+        local = (edge.local_port, edge.local_grpc_port) if edge.local_port and edge.local_grpc_port else None
         self.plan: EdgePlan = plan_for(
             settings,
             folder=folder,
@@ -103,7 +104,7 @@ class EdgeProcess:
             host=state.host,
             port=state.ports.inference,
             grpc_port=state.ports.grpc_inference,
-            local_ports=(edge.local_port or 0, edge.local_grpc_port or 0),
+            local_ports=local,
             rest_upstreams=(f"127.0.0.1:{edge.backend_port}",),
             grpc_upstreams=(f"127.0.0.1:{edge.backend_grpc_port}",),
             in_flight=in_flight,

@@ -52,8 +52,8 @@ def token(instance: Instance | None = None, kind: TokenKind = "inference", *, re
             f"The server of instance {instance.name!r} was started without token authorisation: "
             "send requests without an Authorization header."
         )
-    if kind == "inference" and state.edge is not None and state.edge.tokens_file is not None:
-        return Token(read_tokens(Path(state.edge.tokens_file))[0], kind, None)
+    if (own := _edge_token(state, kind)) is not None:
+        return own
     found = _read(instance, kind)
     left = found.expires_in_s()
     if not renew or left is None or left > _RENEW_WITHIN_S:
@@ -62,7 +62,12 @@ def token(instance: Instance | None = None, kind: TokenKind = "inference", *, re
 
 
 def renewed(instance: Instance, state: InstanceState, kind: TokenKind, old: str) -> Token:
-    """Ask the server for a new token, unless somebody else has done so since ``old`` was read."""
+    """Ask the server for a new token, unless somebody else has done so since ``old`` was read.
+
+    An edge's token is the user's to renew: the one that its file begins with is returned, be it the old one.
+    """
+    if (own := _edge_token(state, kind)) is not None:
+        return own
     with instance.key_path.open("rb") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         current = _read(instance, kind)
@@ -90,6 +95,12 @@ def renewed(instance: Instance, state: InstanceState, kind: TokenKind, old: str)
                 "Restart the server."
             )
         return _read(instance, kind)
+
+
+def _edge_token(state: InstanceState, kind: TokenKind) -> Token | None:
+    if kind != "inference" or state.edge is None or state.edge.tokens_file is None:
+        return None
+    return Token(read_tokens(Path(state.edge.tokens_file))[0], kind, None)
 
 
 def _read(instance: Instance, kind: TokenKind) -> Token:
