@@ -56,9 +56,20 @@ def token(instance: Instance | None = None, kind: TokenKind = "inference", *, re
         return own
     found = _read(instance, kind)
     left = found.expires_in_s()
-    if not renew or left is None or left > _RENEW_WITHIN_S:
+    if not renew or left is None or left > _renew_within_s(instance, found):
         return found
     return renewed(instance, state, kind, found.value)
+
+
+def _renew_within_s(instance: Instance, found: Token) -> float:
+    """Return how near its end a token is renewed: of one that lives for seconds not at once, or it never came to use."""
+    if found.expires_at is None:
+        return 0.0
+    try:
+        lifetime_s = found.expires_at.timestamp() - instance.key_path.stat().st_mtime
+    except OSError:  # the server is ending
+        return _RENEW_WITHIN_S
+    return max(0.0, min(_RENEW_WITHIN_S, lifetime_s / 4))
 
 
 def renewed(instance: Instance, state: InstanceState, kind: TokenKind, old: str) -> Token:

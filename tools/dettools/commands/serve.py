@@ -221,8 +221,6 @@ def _settings(args: argparse.Namespace) -> "ServerSettings":
         token_auth=not args.no_token,
         model_api=not args.no_model_api,
         trusted_keys=None if args.require_signature is None else tuple(args.require_signature),
-        model_api=not args.no_model_api,
-        trusted_keys=None if args.require_signature is None else tuple(args.require_signature),
         edge=edge_settings(args) if args.edge else None,
         token_minutes=args.token_minutes,
         request_log=not args.no_request_log,
