@@ -20,7 +20,7 @@ def wait_s(attempt: int, retry_after: str | None = None) -> float:
     less than the answer's Retry-After header asks for, and then up to a quarter more.
     """
     spread = random.random()  # noqa: S311 - spreads clients, keeps no secret
-    own = min(0.1 * 2**attempt, LONGEST_WAIT_S) * (1 - spread / 2)
+    own = min(0.1 * 2.0**attempt, LONGEST_WAIT_S) * (1 - spread / 2)
     return max(own, asked_s(retry_after) * (1 + spread / 4))
 
 

@@ -62,7 +62,7 @@ def token(instance: Instance | None = None, kind: TokenKind = "inference", *, re
 
 
 def _renew_within_s(instance: Instance, found: Token) -> float:
-    """Return how near its end a token is renewed: of one that lives for seconds not at once, or it never came to use."""
+    """Return how near its end a token is renewed; one that lives for seconds not at once, or it never came to use."""
     if found.expires_at is None:
         return 0.0
     try:
