@@ -64,14 +64,6 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         help="public key, or folder of them, one of which must have signed every archive, now and in `detserve models`",
     )
     start.add_argument("--no-model-api", action="store_true", help="no `detserve models register`, `unregister`")
-    start.add_argument(
-        "--require-signature",
-        type=Path,
-        action="append",
-        metavar="KEY",
-        help="public key, or folder of them, one of which must have signed every archive, now and in `detserve models`",
-    )
-    start.add_argument("--no-model-api", action="store_true", help="no `detserve models register`, `unregister`")
 
     edge = start.add_argument_group("edge", "nginx on --host and --port; TorchServe is reached by this machine alone")
     edge.add_argument("--edge", action="store_true", help="put nginx before TorchServe; the options below need it")
