@@ -95,7 +95,6 @@ def start(
             _stay(instance, process, monitor, interrupts, on_log)
     # Left to itself from here on: it is not ours to wait for.
     process.returncode = 0
-    monitor.leave()
     if edge is not None:
         edge.leave()
     return started

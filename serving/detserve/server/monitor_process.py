@@ -22,7 +22,7 @@ class MonitorProcess:
     def __init__(self, instance: Instance, host: str, port: int) -> None:
         self._instance = instance
         self._command = [sys.executable, "-P", "-m", _MODULE, str(instance.folder), host, str(port)]
-        self._process: subprocess.Popen[bytes] | None = None
+        self._pid: int | None = None
         self._started = 0.0
 
     def start(self) -> None:
@@ -38,7 +38,7 @@ class MonitorProcess:
             contextlib.suppress(OSError),
             (self._instance.log_folder / LOGS["monitor"]).open("ab") as log,
         ):
-            self._process = subprocess.Popen(
+            process = subprocess.Popen(
                 self._command,
                 cwd=self._instance.folder,
                 env=environment,
@@ -47,17 +47,24 @@ class MonitorProcess:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
+            self._pid = process.pid
+            # It outlives this object: there is nothing to wait for when that goes.
+            process.returncode = 0
 
     def keep(self) -> None:
         """Start it again when it has ended."""
-        ended = self._process is None or self._process.poll() is not None
-        if ended and time.monotonic() - self._started > _AGAIN_S:
+        if self._has_ended() and time.monotonic() - self._started > _AGAIN_S:
             self.start()
 
-    def leave(self) -> None:
-        """Leave it to itself: from here on it is not ours to wait for."""
-        if self._process is not None and self._process.poll() is None:
-            self._process.returncode = 0
+    def _has_ended(self) -> bool:
+        if self._pid is not None:
+            try:
+                if os.waitpid(self._pid, os.WNOHANG) == (0, 0):
+                    return False
+            except ChildProcessError:  # somebody else has taken note of its end
+                pass
+            self._pid = None
+        return True
 
 
 def end_monitors(processes: Iterable[psutil.Process]) -> None:
