@@ -26,12 +26,12 @@ def code_blocks(page: str, language: str) -> list[str]:
 def run_commands(page: str, folder: Path) -> subprocess.CompletedProcess[str]:
     """Run a page's commands in a folder; the server that they start is stopped whatever happens."""
     from detserve.server import free_ports
+    from detserve.server.settings import ports_from
 
     ports = free_ports()
     lines = "\n".join(text for reason, text in blocks(page) if reason is None)
-    lines = lines.replace(":8080", f":{ports.inference}").replace(
-        "detserve serve start", f"detserve serve start --port {ports.inference}"
-    )
+    lines = lines.replace(":8080", f":{ports.inference}").replace(":8083", f":{ports_from(ports.inference).monitor}")
+    lines = lines.replace("detserve serve start", f"detserve serve start --port {ports.inference}")
     environment = {
         **os.environ,
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
