@@ -374,20 +374,22 @@ def running(
     entry_point: Sequence[str] | None = None,
     environment: Mapping[str, str] | None = None,
     volumes: Mapping[str, Path] | None = None,
+    writable: Mapping[str, Path] | None = None,
     scratch: Sequence[str] = ("/run/detserve", "/tmp"),
 ) -> Iterator[Container]:
     """Run the image as an engine would, with a read-only root, its own user, and no capability.
 
     Args:
-        volumes: where in the container which folder is mounted, read-only.
+        volumes, writable: where in the container which folder is mounted; the first ones read-only.
         scratch: where it may write, in memory.
     """
     root = image.root
     lines = _mounts(root)
-    for target, folder in (volumes or {}).items():
+    for target, folder in {**(volumes or {}), **(writable or {})}.items():
         place = _inside(root, target)
         place.mkdir(parents=True, exist_ok=True)
-        lines += [f"mount --bind {folder} {place}", f"mount -o remount,ro,bind {place}"]
+        lines.append(f"mount --bind {folder} {place}")
+        lines += [] if target in (writable or {}) else [f"mount -o remount,ro,bind {place}"]
     user, _, group = image.user.partition(":")
     for target in scratch:
         place = _inside(root, target)
