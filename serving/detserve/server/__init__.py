@@ -3,7 +3,7 @@
     launch.start ─► archives (what is in a .mar) ─► settings (config.properties, log4j2.xml) ─► processes (java)
     status.status ◄── management (REST API) ◄── tokens (key_file.json)
     stop.stop     ─► drain ─► SIGTERM ─► every process gone ─► files of the run gone, logs stay
-    lifecycle       models in and out while it runs ─► admission (checked copies) ─► management; lull (until it is quiet)
+    lifecycle       models in and out while it runs ─► admission (checked copies) ─► management; lull (until quiet)
     worker_log      what a worker said before it died; which workers are busy
 
 Written for TorchServe 0.12; a successor to it replaces this folder. The facts of a running server live in

@@ -142,7 +142,8 @@ def scale(
         if leaving:
             on_progress(f"waiting until {len(leaving)} worker(s) have nothing in hand")
             await_lull(instance, name, version, leaving)
-        watch = _fresh_watch(instance)
+        # Where none is added, those that end are the ones that were taken away.
+        watch = _fresh_watch(instance) if len(before["workers"]) < min_workers else None
         management.scale(name, version, min_workers, most)
         known = {(model.name, model.version): model for model in state.models}.get((name, version))
         archive = known.archive if known else str(before["modelUrl"])
@@ -323,16 +324,20 @@ def _wait_until_it_answers(
     instance: Instance,
     state: InstanceState,
     model: ServedModel,
-    watch: StartupWatch,
+    watch: StartupWatch | None,
     timeout_s: float,
 ) -> None:
     deadline = time.monotonic() + timeout_s
+    silent = False
     while True:
         with contextlib.suppress(NotAnsweringError):
             if management.answers(model.name, model.version, model.min_workers):
                 return
-        failure = watch.failure()
-        if failure is not None and _is_of(failure, management, model):
+        failure = None if watch is None else watch.failure()
+        if failure is not None and not failure.type and not silent:
+            # TorchServe may cut a worker's last words off. It starts it once more within a second: hear it again.
+            silent = True
+        elif failure is not None and _is_of(failure, management, model):
             known = replace(state, models=(*state.models, model))
             died = worker_died(instance, known, failure, outcome="What was served before is served still.")
             raise NotStartedError(str(died), model.name, model.version)

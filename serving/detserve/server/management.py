@@ -1,8 +1,8 @@
 """TorchServe's management API, as far as we use it.
 
 Registering goes by `detserve.server.lifecycle`, which checks the archive first. Here an archive is only ever named by a
-file of the instance's own model store: TorchServe takes an absolute path to any archive or folder, whatever
-``allowed_urls`` says, and runs the code in it.
+file of the instance's own model store: TorchServe takes an absolute path to any folder, whatever ``allowed_urls`` says,
+and runs the code in it.
 """
 
 import re
