@@ -2,7 +2,6 @@
 
 import collections
 import http.client
-import itertools
 import queue
 import sys
 import threading
@@ -18,6 +17,8 @@ from mutations import MODEL, SEEDS, Sent, requests_of
 
 CLIENTS = 6
 MOST_GROWTH = 0.05
+LONGEST_LINE = 4096
+"""The frontend closes the connection on a longer request line, often before its answer is read; the edge says 414."""
 
 
 @dataclass
@@ -28,6 +29,7 @@ class Findings:
     by_kind: collections.Counter = field(default_factory=collections.Counter)
     undeclared: list[tuple[int, Sent, bytes]] = field(default_factory=list)
     silent: list[Sent] = field(default_factory=list)
+    cut_off: int = 0
     refused_whole: collections.Counter = field(default_factory=collections.Counter)
 
 
@@ -41,12 +43,13 @@ def declared(status: int, body: bytes) -> bool:
     return (status == 507 and b'"inference_failed"' in body) or (status == 500 and b"ErrorDataDecoder" in body)
 
 
-def fire(instance, requests: Iterable[Sent]) -> Findings:
+def fire(instance, requests: Iterable[Sent], found: Findings | None = None) -> Findings:
     """Send everything, each client over its own connection."""
     parts = urlsplit(instance.require_running().inference_url)
     token = server.token(instance).value
     waiting: queue.SimpleQueue = queue.SimpleQueue()
-    found, lock = Findings(), threading.Lock()
+    lock = threading.Lock()
+    found = Findings() if found is None else found
 
     def work() -> None:
         connection = http.client.HTTPConnection(parts.hostname, parts.port, timeout=60)
@@ -72,8 +75,10 @@ def fire(instance, requests: Iterable[Sent]) -> Findings:
             with lock:
                 found.statuses[status] += 1
                 found.by_kind[f"{sent.kind.rpartition(', ')[2]} {status}"] += 1
-                if not status:
+                if not status and len(sent.path) < LONGEST_LINE:
                     found.silent.append(sent)
+                elif not status:
+                    found.cut_off += 1
                 elif not declared(status, body):
                     found.undeclared.append((status, sent, body))
                 if sent.whole and status != 200:
@@ -112,15 +117,20 @@ def run(instance, *, warm_up: int, seeds: Iterable[int], each: int) -> tuple[Fin
     """Warm up with requests of the same kinds, fire, and compare the memory and the processes."""
     fire(instance, requests_of(1, warm_up))
     (before,) = server.status(instance, ask_workers=False).models
-    memory = memory_of(instance)
+    first = memory = memory_of(instance)
     begun = time.monotonic()
-    found = fire(instance, itertools.chain.from_iterable(requests_of(seed, each) for seed in seeds))
+    found, on_the_way = Findings(), []
+    for seed in seeds:
+        fire(instance, requests_of(seed, each), found)
+        memory = memory_of(instance)
+        on_the_way.append("/".join(f"{size >> 20}" for size in memory.values()))
     seconds = time.monotonic() - begun
     (after,) = server.status(instance, ask_workers=False).models
-    growth = {name: size / memory[name] - 1 for name, size in memory_of(instance).items()}
+    growth = {name: size / first[name] - 1 for name, size in memory.items()}
     sys.stdout.write(
         f"\n{sum(found.statuses.values())} requests in {seconds:.0f} s: {dict(sorted(found.statuses.items()))}; "
         f"{found.statuses[200]} decoded; growth {', '.join(f'{name} {one:+.1%}' for name, one in growth.items())}\n"
+        f"  MiB, {'/'.join(first)}: {'/'.join(f'{size >> 20}' for size in first.values())}, {', '.join(on_the_way)}\n"
     )
     for line, count in found.refused_whole.most_common(30):
         sys.stdout.write(f"  {count} × {line}\n")
@@ -143,8 +153,9 @@ def test_some_odd_requests(fuzzed):
 @pytest.mark.server
 @pytest.mark.nightly
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 def test_twenty_thousand_odd_requests(fuzzed):
-    found, growth = run(fuzzed, warm_up=3000, seeds=SEEDS, each=1000)
+    found, growth = run(fuzzed, warm_up=8000, seeds=SEEDS, each=1000)
     assert (found.undeclared, found.silent) == ([], [])
     assert found.statuses[200] >= 10_000
     assert sum(found.statuses.values()) == 20_000
