@@ -110,9 +110,9 @@ def test_a_client_has_limits_and_sigterm_answers_what_is_in_flight(foreground):
 def test_a_rolling_restart_of_two_instances_loses_nothing(folder, tmp_path):
     ports = {name: start(folder, name) for name in ("a", "b")}
     free = server.free_ports()
+    where = ["--port", str(free.inference), "--grpc-port", str(free.management)]
     front = subprocess.Popen(
-        [*DETSERVE, "edge", "--instances", "a", "b", "--port", str(free.inference), "--grpc-port", str(free.management)]
-        + ["--rate", "0", "--logs", str(tmp_path), "--json"],
+        [*DETSERVE, "edge", "--instances", "a", "b", *where, "--rate", "0", "--logs", str(tmp_path), "--json"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -159,6 +159,7 @@ def test_a_rolling_restart_of_two_instances_loses_nothing(folder, tmp_path):
             server.stop(Instance.named(name))
 
 
+@pytest.mark.nightly
 def test_stopping_under_load_fails_only_with_retry_after(folder):
     ports = start(folder, "c")
     url = f"http://127.0.0.1:{ports.inference}"

@@ -6,15 +6,17 @@ one request to the next, and nothing has to be reloaded, which would close idle 
 
 import contextlib
 import json
+import re
 import secrets
 import time
 from pathlib import Path
 
-from detserve.edge.settings import TOKEN_PATTERN, read_tokens
+from detserve.edge.settings import read_tokens
 from detserve.errors import ServerError
 from detserve.instance import Instance
 
 _FILE_WAIT_S = 3.0
+_SAFE = re.compile(r"[A-Za-z0-9_=-]+")
 
 
 def write_new_token(path: Path) -> None:
@@ -45,10 +47,10 @@ def backend_token(instance: Instance) -> str:
     while True:
         try:
             key = str(json.loads(instance.key_path.read_text(encoding="utf-8"))["inference"]["key"])
-            if TOKEN_PATTERN.fullmatch(key) or key.isalnum():
+            if _SAFE.fullmatch(key):
                 return key
             # Anything else could end nginx's string and begin a directive.
-            raise ServerError(f"The token in {instance.key_path} holds other characters than letters, digits, - and _.")
+            raise ServerError(f"The token in {instance.key_path} is not one of letters, digits, '-', '_' and '='.")
         except (OSError, ValueError, KeyError, TypeError) as error:
             if time.monotonic() > deadline:
                 raise ServerError(f"The token file {instance.key_path} cannot be read ({error}).") from error

@@ -118,12 +118,3 @@ def _settings(path: Path, worker: Any, defaults: ModelSettings) -> ModelSettings
     if settings.max_workers < settings.min_workers:
         settings = replace(settings, max_workers=settings.min_workers)
     return settings
-
-
-def understands_open_inference(path: Path) -> bool:
-    """Return whether an archive's handler answers the Open Inference Protocol; the worker of another would die."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return "dethandlers/open_inference.py" in archive.namelist()
-    except (OSError, zipfile.BadZipFile):
-        return False  # TorchServe's other forms of archive are not ours

@@ -21,7 +21,7 @@ from detserve.errors import DetserveError, ServerError
 from detserve.instance import Instance, InstanceState, ServedModel
 from detserve.mar import check_archive
 from detserve.server.admission import copy_archive
-from detserve.server.archives import ArchiveFacts, ModelSettings, read_archive, understands_open_inference
+from detserve.server.archives import ArchiveFacts, ModelSettings, read_archive, speaks_open_inference
 from detserve.server.failures import PortTakenError, frontend_died, not_registered, too_slow, worker_died
 from detserve.server.interrupts import Interrupts
 from detserve.server.java import find_java
@@ -314,7 +314,7 @@ def _start_edge(
         state,
         settings.edge,
         in_flight=settings.job_queue_size,
-        open_inference=all(understands_open_inference(facts.path) for _, facts, _ in models),
+        open_inference=all(speaks_open_inference(facts.path) for _, facts, _ in models),
     )
     edge.start()
     return edge
