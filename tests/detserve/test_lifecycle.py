@@ -159,6 +159,29 @@ def test_scaling_under_load_loses_nothing(instance):
     await_(lambda: not busy_workers(instance.log_folder))
 
 
+def test_the_server_stays_ready_while_models_come_and_go(instance, tmp_path):
+    """A replica that takes a new version in must not lose its requests for it: nor must all of them at once."""
+    url, answers, over = f"{instance.read().monitor_url}/ready", [], threading.Event()
+
+    def look() -> None:
+        while not over.wait(0.05):
+            answer = requests.get(url, timeout=10)
+            answers.append((answer.status_code, answer.text))
+
+    await_(lambda: requests.get(url, timeout=10).status_code == 200)
+    thread = threading.Thread(target=look)
+    thread.start()
+    try:
+        server.register(versioned(tmp_path, "2.0"), instance=instance, foreign=True)
+        server.scale("echo", 2, version="2.0", instance=instance)
+        server.unregister("echo", "2.0", instance=instance)
+    finally:
+        over.set()
+        thread.join()
+    assert len(answers) > 10
+    assert [text for code, text in answers if code != 200] == []
+
+
 def workers(instance: Instance) -> list[str]:
     (model,) = server.status(instance, ask_workers=False).models
     return [worker.id for worker in model.workers]

@@ -5,7 +5,7 @@ must be READY and its process alive, its golden check passed, and no stop under 
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from detserve.errors import DetserveError
@@ -78,9 +78,27 @@ def readiness(instance: Instance, golden: Mapping[tuple[str, str], bool], *, fro
         return Readiness((*reasons, f"the management API's answer cannot be read ({error!r})"), draining, None)
     if not found.models:
         reasons.append("no model is served")
+    recorded = {(one.name, one.version): one.min_workers for one in state.models}
     for model in found.models:
-        reasons += model_reasons(model, golden.get((model.name, model.version)))
+        settled = _settled(model, recorded.get((model.name, model.version)))
+        if settled is not None:
+            reasons += model_reasons(settled, golden.get((model.name, model.version)))
     return Readiness(tuple(reasons), draining, found)
+
+
+def _settled(model: ModelStatus, recorded_workers: int | None) -> ModelStatus | None:
+    """Return a version as far as it serves: what `detserve models` is bringing in or taking out serves nothing yet.
+
+    Such a change is in the instance's state when it is done. Meanwhile the server answers as before, and must not lose
+    its requests for it.
+    """
+    if recorded_workers is None or model.min_workers == 0:
+        return None
+    if model.min_workers <= recorded_workers:
+        return model
+    # More are being started: those that there were have to be there.
+    there = sorted(model.workers, key=lambda worker: worker.state != "READY" or not worker.memory_bytes)
+    return replace(model, min_workers=recorded_workers, workers=tuple(there[:recorded_workers]))
 
 
 def model_reasons(model: ModelStatus, golden_passed: bool | None) -> list[str]:
