@@ -9,9 +9,13 @@ from detserve.client import Client
 from fault_load import answers_of, asking, tell
 
 
+@pytest.fixture(scope="module")
+def instance(run, squares):
+    return run("expiry", squares, token_minutes=0.05)
+
+
 @pytest.mark.server
-def test_expiries_under_load_fail_no_request(run, squares, square_pictures):
-    instance = run("expiry", squares, token_minutes=0.05)
+def test_expiries_under_load_fail_no_request(instance, square_pictures):
     with Client.for_instance("expiry") as client:
         expected = answers_of(client, "squares", square_pictures)
     tokens = {server.token(instance, renew=False).value}
@@ -29,10 +33,9 @@ def test_expiries_under_load_fail_no_request(run, squares, square_pictures):
 
 
 @pytest.mark.server
-def test_a_clock_that_jumped_fails_no_request(run, squares, square_pictures):
+def test_a_clock_that_jumped_fails_no_request(instance, square_pictures):
     """The token's time is over for the server, while to whoever reads the key file it has years left."""
-    instance = run("jump", squares, token_minutes=0.05)
-    with Client.for_instance("jump") as client:
+    with Client.for_instance("expiry") as client:
         expected = answers_of(client, "squares", square_pictures)
     keys = json.loads(instance.key_path.read_text())
     for kind in ("inference", "management"):
@@ -42,7 +45,7 @@ def test_a_clock_that_jumped_fails_no_request(run, squares, square_pictures):
     time.sleep(3.2)
     assert server.token(instance).value == old
 
-    with asking(lambda: Client.for_instance("jump"), "squares", expected, clients=8, most=20) as load:
+    with asking(lambda: Client.for_instance("expiry"), "squares", expected, clients=8, most=20) as load:
         figures = load.figures(all_of_them=True)
     tell(f"8 clients after a clock's jump: {figures}")
     assert server.token(instance, renew=False).value != old

@@ -56,6 +56,6 @@ def test_ten_times_too_many_clients_are_all_served(run, tmp_path):
 
     with asking(patient, "slow", expected, clients=50, most=4) as load:
         figures = load.figures(all_of_them=True)
-    tell(f"\\n50 clients at places for 5: without retries {dict(said)}; with retries {figures}")
+    tell(f"50 clients at places for 5: without retries {dict(said)}; with retries {figures}")
     assert (figures.sent, figures.answered, figures.lost, figures.wrong) == (200, 200, {}, 0)
     assert figures.retried > 0

@@ -24,9 +24,13 @@ def connected(instance) -> socket.socket:
     return socket.create_connection((parts.hostname, parts.port), timeout=30)
 
 
+@pytest.fixture(scope="module")
+def instance(run, squares):
+    return run("slow", squares)
+
+
 @pytest.mark.server
-def test_slow_and_half_closed_clients_do_not_disturb_the_others(run, squares, square_pictures):
-    instance = run("slow", squares)
+def test_slow_and_half_closed_clients_do_not_disturb_the_others(instance, square_pictures):
     with Client.for_instance("slow") as client:
         expected = answers_of(client, "squares", square_pictures)
     before = {process.pid for process in instance.processes()}
@@ -84,14 +88,13 @@ def test_slow_and_half_closed_clients_do_not_disturb_the_others(run, squares, sq
 
 
 @pytest.mark.server
-def test_clients_that_leave_before_their_answer(run, squares, square_pictures):
-    instance = run("leaving", squares)
-    with Client.for_instance("leaving") as client:
+def test_clients_that_leave_before_their_answer(instance, square_pictures):
+    with Client.for_instance("slow") as client:
         expected = answers_of(client, "squares", square_pictures)
     image = square_pictures[0]
     head = head_of(instance, "squares", len(image))
 
-    with asking(lambda: Client.for_instance("leaving"), "squares", expected, clients=4) as load:
+    with asking(lambda: Client.for_instance("slow"), "squares", expected, clients=4) as load:
         for number in range(300):
             one = connected(instance)
             one.sendall(head + image[: len(image) if number % 3 else 100])
