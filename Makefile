@@ -41,8 +41,9 @@ lint: $(READY)  ## ruff, ruff format and mypy strict on the three packages
 	$(BIN)/mypy
 
 # One thread in each: more threads than cores slow each other down.
-pytest: $(READY)  ## the tests, in JOBS processes
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(JOBS) --dist loadgroup
+pytest: $(READY)  ## the tests, in JOBS processes; then those that need the machine for themselves
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m 'not nightly and not alone' -n $(JOBS) --dist loadgroup
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m 'alone and not nightly'
 
 nightly: $(READY)  ## the tests that are too slow for every change
 	$(BIN)/pytest -m nightly

@@ -20,12 +20,28 @@ _SHELF_TESTS = (
 )
 
 
+# Tests of how a server bears load, kills and deadlines: what else runs would count as their finding.
+_ALONE = (
+    "test_container.py",
+    "test_edge.py",
+    "test_edge_drain.py",
+    "test_edge_side_by_side.py",
+    "test_lifecycle.py",
+    "test_monitored_server.py",
+    "test_promotion.py",
+)
+_ALONE_FOLDERS = ("faults", "fuzz")
+
+
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """With several processes a file's tests stay together, for what its fixtures make; the longest begin.
 
     The files that take their detectors from one shelf are one such group.
     """
     for item in items:
+        if item.path.name in _ALONE or item.path.parent.name in _ALONE_FOLDERS:
+            item.add_marker(pytest.mark.alone)
         item.add_marker(pytest.mark.xdist_group("shelf" if item.path.name in _SHELF_TESTS else item.path.name))
     items.sort(key=lambda item: item.path.name not in _SHELF_TESTS)
 

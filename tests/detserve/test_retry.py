@@ -25,6 +25,8 @@ def test_a_retry_after_that_asks_for_nothing(text):
     assert asked_s(text) == 0.0
 
 
-@pytest.mark.parametrize("text", ["86400", "inf", formatdate(time.time() + 9000, usegmt=True)])
+@pytest.mark.parametrize(
+    "text", ["86400", "inf", formatdate(time.time() + 9000, usegmt=True)], ids=["seconds", "for ever", "a date"]
+)
 def test_nobody_waits_for_hours(text):
     assert asked_s(text) == 30.0
