@@ -115,12 +115,6 @@ def test_promote_and_what_is_not_promoted(instance, store, capsys):
     assert main(["models", "promote", str(second), "--instance", instance.name]) == 2
     assert "is served already" in capsys.readouterr().err
 
-    # And the old one goes when that is asked for.
-    third = built(store, "3.0")
-    code, found = promote(instance, capsys, third, "--unregister-old")
-    assert (code, found["previous"], found["previous_served"]) == (0, "2.0", False)
-    assert served(instance) == {"1.0": False, "3.0": True}
-
 
 def test_a_worker_whose_golden_check_fails_is_not_promoted(instance, store, capsys, monkeypatch):
     """The archive is whole, but its golden detections are not its model's: the worker refuses to start."""
@@ -158,6 +152,14 @@ def test_the_other_commands(instance, capsys):
     assert served(instance) == {"1.0": True}
 
 
+@pytest.mark.nightly
+def test_the_old_version_goes_when_that_is_asked_for(instance, store, capsys):
+    code, found = promote(instance, capsys, built(store, "3.0"), "--unregister-old")
+    assert (code, found["previous"], found["previous_served"]) == (0, "1.0", False)
+    assert served(instance) == {"3.0": True}
+
+
+@pytest.mark.nightly
 def test_register_signed_by_the_command(instance, store, capsys):
     assert main(["keys", "new", str(store / "keys")]) == 0
     archive, public = built(store, "5.0"), store / "keys" / "signing.pub.pem"
