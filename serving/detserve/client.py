@@ -60,7 +60,7 @@ class Client:
         management_token: as ``token``, for the management API.
         timeout_s: how long to wait for a connection, and for an answer.
         retries: how often to try again what may succeed later (queue full, worker or server being restarted), with
-            waits that grow to 2 s, or as long as the server's Retry-After says: 20 are patience for about half a minute.
+            waits that grow to 2 s, or as long as the server's Retry-After says: 20 are patience for half a minute.
             A reset connection and a token that has run out are tried again once in any case: asking for detections
             changes nothing.
 

@@ -14,7 +14,7 @@ def test_every_archive_of_the_store_by_file_name(tmp_path):
 
 
 def test_a_store_without_archives_says_so(tmp_path):
-    with pytest.raises(DetserveError, match="no archive in it.*detserve archive.*--model-store"):
+    with pytest.raises(DetserveError, match=r"no archive in it.*detserve archive.*--model-store"):
         stored_archives(tmp_path)
     with pytest.raises(DetserveError, match="no such folder"):
         stored_archives(tmp_path / "missing")
