@@ -42,7 +42,7 @@ lint: $(READY)  ## ruff, ruff format and mypy strict on the three packages
 
 # One thread in each: more threads than cores slow each other down.
 pytest: $(READY)  ## the tests, in JOBS processes; then those that need the machine for themselves
-	OMP_NUM_THREADS=1 $(BIN)/pytest -m 'not nightly and not alone' -n $(JOBS) --dist loadgroup
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m 'not nightly and not alone' -n $(JOBS) --dist loadfile --no-loadscope-reorder
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m 'alone and not nightly'
 
 nightly: $(READY)  ## the tests that are too slow for every change

@@ -11,12 +11,15 @@ Serve = Callable[[list[Path], str], str]
 """Starts a server for some archives as the instance of that name, and returns the name."""
 
 
-_SHELF_TESTS = (
-    "test_exported_builders.py",
-    "test_served_builders.py",
-    "test_unknown_classes.py",
+_LONGEST = (
+    "test_coming_from_mmdetection.py",
     "test_eager_exported.py",
-    "test_rehearsal.py",
+    "test_exported_builders.py",
+    "test_readme.py",
+    "test_seeded_faults.py",
+    "test_served_builders.py",
+    "test_served_mmdet.py",
+    "test_unknown_classes.py",
 )
 
 
@@ -33,17 +36,12 @@ _ALONE = (
 _ALONE_FOLDERS = ("faults", "fuzz")
 
 
-@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """With several processes a file's tests stay together, for what its fixtures make; the longest begin.
-
-    The files that take their detectors from one shelf are one such group.
-    """
+    """The longest files begin, so that no process is left with one at the end."""
     for item in items:
         if item.path.name in _ALONE or item.path.parent.name in _ALONE_FOLDERS:
             item.add_marker(pytest.mark.alone)
-        item.add_marker(pytest.mark.xdist_group("shelf" if item.path.name in _SHELF_TESTS else item.path.name))
-    items.sort(key=lambda item: item.path.name not in _SHELF_TESTS)
+    items.sort(key=lambda item: item.path.name not in _LONGEST)
 
 
 @pytest.fixture(autouse=True, scope="session")
