@@ -45,7 +45,7 @@ def run_commands(page: str, folder: Path) -> subprocess.CompletedProcess[str]:
             env=environment,
             capture_output=True,
             text=True,
-            timeout=500,
+            timeout=1200,
             check=False,
         )
     finally:

@@ -62,6 +62,7 @@ def test_links_to_files_lead_somewhere():
 
 @pytest.mark.server
 @pytest.mark.slow
+@pytest.mark.timeout(1500)
 @pytest.mark.shared_data
 @pytest.mark.skipif(shutil.which("curl") is None, reason="the page calls curl, which is not installed")
 @pytest.mark.skipif(importlib.util.find_spec("mmdet") is None, reason="MMDetection is not installed (detserve[mmdet])")

@@ -26,6 +26,7 @@ def test_links_to_files_lead_somewhere():
 
 @pytest.mark.server
 @pytest.mark.slow
+@pytest.mark.timeout(1500)
 @pytest.mark.skipif(shutil.which("curl") is None, reason="the README calls curl, which is not installed")
 def test_the_commands_run(tmp_path):
     for name in ("model_store", "README.md"):
