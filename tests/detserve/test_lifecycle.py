@@ -100,7 +100,7 @@ def load(instance: Instance, version: str | None = None, clients: int = 4, retri
 
 
 def await_(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 90
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.01)
