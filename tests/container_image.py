@@ -11,35 +11,28 @@ What is replaced, since no registry is asked for five gigabytes:
   what COPY brought, and installed, by the Dockerfile's own line.
 """
 
-import ctypes
 import json
 import os
 import re
 import shlex
 import shutil
-import signal
 import subprocess
 import sys
 import sysconfig
-import threading
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import TypeVar
 
-import psutil
 from checkout import ROOT
 from dockerfile_parse import DockerfileParser
 
-T = TypeVar("T")
-PACKAGES = Path(sysconfig.get_path("purelib"))
 PYTHON = Path(sys.base_prefix)
-_CLONE_NEWNET = 0x40000000
 _ETC = ("ld.so.cache", "login.defs", "nsswitch.conf", "ssl/openssl.cnf")
 _STAND_IN = "/stand-in"
+# Not at their own place: what lies below /tmp here is hidden by the container's own /tmp.
+_PACKAGES = f"{_STAND_IN}/packages"
+_GIVEN = {"/usr": Path("/usr"), str(PYTHON): PYTHON, _PACKAGES: Path(sysconfig.get_path("purelib"))}
 _COMPILERS = ("cc", "c++", "gcc", "g++", "clang", "c99", "c89")
 
 
@@ -47,7 +40,7 @@ def why_not() -> str:
     """Return why no container can be made here; empty when it can."""
     if os.geteuid() != 0:
         return "namespaces and chroot need root"
-    missing = [name for name in ("unshare", "setpriv", "nginx", "chroot") if shutil.which(name) is None]
+    missing = [name for name in ("unshare", "setpriv", "nginx", "chroot", "ip") if shutil.which(name) is None]
     if missing:
         return f"{', '.join(missing)}: not installed"
     tried = subprocess.run(["unshare", "--mount", "--pid", "--net", "--fork", "true"], capture_output=True, text=True)
@@ -117,7 +110,7 @@ def _execute(one: Instruction, stage: Stage, stages: Sequence[Stage]) -> None:
             stage.environment[key] = _expanded(value, stage.environment | stage.arguments)
     elif one.name == "WORKDIR":
         stage.folder = str(Path(stage.folder) / one.value)
-        _inside(stage.root, stage.folder).mkdir(parents=True, exist_ok=True)
+        inside(stage.root, stage.folder).mkdir(parents=True, exist_ok=True)
     elif one.name == "COPY":
         _copy(one.value, stage, stages)
     elif one.name == "RUN":
@@ -142,12 +135,13 @@ def _expanded(text: str, names: Mapping[str, str]) -> str:
     return re.sub(r"\$(?:\{(\w+)\}|(\w+))", lambda found: names[found[1] or found[2]], text)
 
 
-def _inside(root: Path, path: str) -> Path:
+def inside(root: Path, path: str) -> Path:
+    """Return where a path of the image lies on this machine."""
     return root / path.lstrip("/")
 
 
 def _lay_base(root: Path) -> None:
-    """Make what stands in for the base image: an empty root, with the mount points of `_MOUNTS`."""
+    """Make what stands in for the base image: an empty root, with the mount points of `mounts`."""
     for name in (
         "etc",
         "opt",
@@ -166,8 +160,8 @@ def _lay_base(root: Path) -> None:
     (root / "tmp").chmod(0o1777)
     for name in ("bin", "sbin", "lib", "lib64"):
         (root / name).symlink_to(f"usr/{name}")
-    for path in ("/usr", str(PYTHON), str(PACKAGES)):
-        _inside(root, path).mkdir(parents=True, exist_ok=True)
+    for place in _GIVEN:
+        inside(root, place).mkdir(parents=True, exist_ok=True)
     for name in _ETC:
         target = root / "etc" / name
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -175,17 +169,16 @@ def _lay_base(root: Path) -> None:
     (root / "etc/passwd").write_text("root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534::/:/usr/sbin/nologin\n")
     (root / "etc/group").write_text("root:x:0:\nnogroup:x:65534:\n")
     (root / "etc/hosts").write_text("127.0.0.1 localhost\n")
-    tools = _inside(root, _STAND_IN)
-    tools.mkdir()
+    tools = inside(root, _STAND_IN)
     (tools / "apt-get").write_text(f'#!/bin/sh\necho "$@" >> {_STAND_IN}/apt-get.log\n')
     (tools / "apt-get").chmod(0o755)
 
 
-def _mounts(root: Path) -> list[str]:
+def mounts(root: Path) -> list[str]:
     """Return the shell lines that mount the stand-in of the base image, /proc, /dev and /sys into a root."""
     lines = ["mount --make-rprivate /", f"mount --bind {root} {root}"]
-    for path in ("/usr", str(PYTHON), str(PACKAGES)):
-        target = _inside(root, path)
+    for place, path in _GIVEN.items():
+        target = inside(root, place)
         lines += [f"mount --bind {path} {target}", f"mount -o remount,ro,bind {target}"]
     # A slim image has no compiler, this machine does.
     lines += [
@@ -220,7 +213,7 @@ def _run(line: str, stage: Stage) -> None:
     )
     pairs = [f"{key}={value}" for key, value in environment.items()]
     script = [
-        *_mounts(stage.root),
+        *mounts(stage.root),
         shlex.join(
             ["exec", "chroot", str(stage.root), "env", "-i", f"--chdir={stage.folder}", *pairs, "/bin/sh", "-c", line]
         ),
@@ -234,10 +227,10 @@ def _run(line: str, stage: Stage) -> None:
     if done.returncode:
         raise RuntimeError(f"RUN {line}\nexit code {done.returncode}\n{done.stdout}\n{done.stderr}")
     stage.ran.append(line)
-    log = _inside(stage.root, f"{_STAND_IN}/apt-get.log")
+    log = inside(stage.root, f"{_STAND_IN}/apt-get.log")
     stage.apt_get = [text.split() for text in log.read_text().splitlines()] if log.exists() else []
     for folder in stage.root.glob("opt/*/lib/python3*/site-packages"):
-        (folder / "stand-in.pth").write_text(f"{PACKAGES}\n")
+        (folder / "stand-in.pth").write_text(f"{_PACKAGES}\n")
 
 
 def _copy(value: str, stage: Stage, stages: Sequence[Stage]) -> None:
@@ -246,11 +239,11 @@ def _copy(value: str, stage: Stage, stages: Sequence[Stage]) -> None:
     *sources, target = [word for word in words if not word.startswith("--")]
     origin = next((option.partition("=")[2] for option in options if option.startswith("--from=")), None)
     assert len(options) == (origin is not None), f"COPY {value}: an option that this test does not know"
-    into = _inside(stage.root, str(Path(stage.folder) / target))
+    into = inside(stage.root, str(Path(stage.folder) / target))
     for source in sources:
         if origin is not None:
             (other,) = [one for one in stages if one.name == origin]
-            path, names = _inside(other.root, source), None
+            path, names = inside(other.root, source), None
         else:
             path, names = ROOT / source, _context()
         end = into / path.name if target.endswith("/") or len(sources) > 1 else into
@@ -301,143 +294,3 @@ def _is_ignored(name: str, patterns: Sequence[str]) -> bool:
         ):
             ignored = not pattern.startswith("!")
     return ignored
-
-
-@dataclass
-class Container:
-    """A container that runs."""
-
-    pid: int
-    process: "subprocess.Popen[bytes]"
-    log: Path
-
-    def inside(self, ask: Callable[[], T]) -> T:
-        """Call a function in a thread within the container's network; threads that it starts are within it too."""
-        answers: list[T] = []
-        errors: list[BaseException] = []
-
-        def work() -> None:
-            try:
-                _join_network(self.pid)
-                answers.append(ask())
-            except BaseException as error:  # noqa: BLE001 - raised in the caller's thread
-                errors.append(error)
-
-        thread = threading.Thread(target=work)
-        thread.start()
-        thread.join()
-        if errors:
-            raise errors[0]
-        return answers[0]
-
-    def terminate(self) -> None:
-        """Send what an engine sends to stop a container."""
-        os.kill(self.pid, signal.SIGTERM)
-
-    def wait(self, timeout_s: float) -> int:
-        """Wait for its end; return the exit code."""
-        return self.process.wait(timeout_s)
-
-    def output(self) -> str:
-        """Return what it has printed."""
-        return self.log.read_text(errors="replace")
-
-    def wait_for(self, ready: Callable[[], bool], timeout_s: float) -> None:
-        """Wait until a question asked inside is answered with yes."""
-        deadline = time.monotonic() + timeout_s
-        while time.monotonic() < deadline:
-            assert self.process.poll() is None, f"the container has ended ({self.process.returncode})\n{self.output()}"
-            if self.inside(ready):
-                return
-            time.sleep(0.2)
-        raise AssertionError(f"not within {timeout_s:g} s\n{self.output()}")
-
-    def processes(self) -> list[psutil.Process]:
-        """Return its processes, the first one first."""
-        first = psutil.Process(self.pid)
-        return [first, *first.children(recursive=True)]
-
-
-def _join_network(pid: int) -> None:
-    """Put the calling thread into a process's network."""
-    with Path(f"/proc/{pid}/ns/net").open() as file:
-        if ctypes.CDLL(None, use_errno=True).setns(file.fileno(), _CLONE_NEWNET):
-            raise OSError(ctypes.get_errno(), "setns")
-
-
-@contextmanager
-def running(
-    image: Stage,
-    log: Path,
-    *,
-    arguments: Sequence[str] | None = None,
-    entry_point: Sequence[str] | None = None,
-    environment: Mapping[str, str] | None = None,
-    volumes: Mapping[str, Path] | None = None,
-    writable: Mapping[str, Path] | None = None,
-    scratch: Sequence[str] = ("/run/detserve", "/tmp"),
-) -> Iterator[Container]:
-    """Run the image as an engine would, with a read-only root, its own user, and no capability.
-
-    Args:
-        volumes, writable: where in the container which folder is mounted; the first ones read-only.
-        scratch: where it may write, in memory.
-    """
-    root = image.root
-    lines = _mounts(root)
-    for target, folder in {**(volumes or {}), **(writable or {})}.items():
-        place = _inside(root, target)
-        place.mkdir(parents=True, exist_ok=True)
-        lines.append(f"mount --bind {folder} {place}")
-        lines += [] if target in (writable or {}) else [f"mount -o remount,ro,bind {place}"]
-    user, _, group = image.user.partition(":")
-    for target in scratch:
-        place = _inside(root, target)
-        place.mkdir(parents=True, exist_ok=True)
-        lines.append(f"mount -t tmpfs -o mode=0777,uid={user},gid={group},size=2g tmpfs {place}")
-    lines += [f"mount -o remount,ro,bind {root}", "ip link set lo up"]
-    pairs = [f"{key}={value}" for key, value in (image.environment | dict(environment or {})).items()]
-    command = [*(entry_point or image.entry_point), *(image.command if arguments is None else arguments)]
-    rights = [
-        "--reuid",
-        user,
-        "--regid",
-        group,
-        "--groups",
-        group,
-        "--no-new-privs",
-        "--bounding-set=-all",
-        "--inh-caps=-all",
-    ]
-    lines.append(
-        shlex.join(
-            ["exec", "chroot", str(root), "setpriv", *rights, "env", "-i", f"--chdir={image.folder}", *pairs, *command]
-        )
-    )
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            ["unshare", "--mount", "--pid", "--net", "--fork", "--kill-child", "/bin/sh", "-euc", "\n".join(lines)],
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-        )
-    first: psutil.Process | None = None
-    try:
-        deadline = time.monotonic() + 10
-        while first is None and process.poll() is None and time.monotonic() < deadline:
-            first = next(iter(psutil.Process(process.pid).children()), None)
-        if first is None:
-            raise RuntimeError(f"the container did not start\n{log.read_text()}")
-        yield Container(first.pid, process, log)
-    finally:
-        # The first process of a process namespace takes all others with it.
-        if first is not None and first.is_running():
-            first.kill()
-        process.wait(30)
-
-
-def run_once(image: Stage, log: Path, *, timeout_s: float = 120, **how: object) -> tuple[int, str]:
-    """Run a container to its end; return the exit code and what it printed."""
-    with running(image, log, **how) as container:  # type: ignore[arg-type]
-        code = container.wait(timeout_s)
-    return code, log.read_text(errors="replace")

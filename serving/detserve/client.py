@@ -9,17 +9,15 @@ first, one with options to the second; both take the image as the body.
 
 import contextlib
 import time
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Self, cast
 from urllib.parse import quote, urlsplit
 
-import numpy as np
 import requests
-from dethandlers.detections import Detections
 
 from detserve.client_errors import Said, endpoint_error, is_reset, no_connection
+from detserve.detecting_client import DetectingClient, image_bytes, option_texts
 from detserve.errors import ClientError, DetserveError, EndpointError, ServerError
 from detserve.instance import Instance
 from detserve.retry import wait_s
@@ -50,7 +48,7 @@ class _Bearer(requests.auth.AuthBase):
         return request
 
 
-class Client:
+class Client(DetectingClient):
     """Calls the models of one server. Not safe to share between threads: give each thread its own.
 
     Args:
@@ -141,7 +139,7 @@ class Client:
             EndpointError: the endpoint answered with an error.
             ClientError: there was no answer.
         """
-        body = _read_image(image)
+        body = image_bytes(image)
         path, query = request_path(model, version, options)
         extra = {"X-Request-Id": request_id} if request_id else None
         answer = self._ask("POST", self.base_url, path, self._token, query, body, extra)
@@ -155,29 +153,6 @@ class Client:
                 "Is that a detserve endpoint?",
                 type="bad_answer",
             ) from error
-
-    def detect(
-        self,
-        model: str,
-        image: bytes | Path,
-        *,
-        score_threshold: float | None = None,
-        max_detections: int | None = None,
-        classes: Iterable[str] | None = None,
-        masks: bool = False,
-        keypoints: bool = False,
-        version: str | None = None,
-    ) -> Detections:
-        """Send one image, return its detections, best first."""
-        options = {
-            "score_threshold": score_threshold,
-            "max_detections": max_detections,
-            "classes": None if classes is None else list(classes),
-            "masks": "rle" if masks else None,
-            "keypoints": True if keypoints else None,
-        }
-        found = parse_detections(self.predict(model, image, version=version, options=options))
-        return replace(found, masks=[]) if masks and not len(found) else found
 
     def describe(self, model: str, version: str | None = None) -> dict[str, Any]:
         """Return what the worker of a model says of itself: spec, runtime, device, precision, categories.
@@ -339,18 +314,9 @@ def request_path(
     model: str, version: str | None = None, options: Mapping[str, object] | None = None
 ) -> tuple[str, dict[str, str]]:
     """Return the path and the query of a request; an option that is None is left out."""
-    query = {name: option_text(value) for name, value in (options or {}).items() if value is not None}
+    query = option_texts(options)
     name = quote(model, safe="") + (f"/{quote(version, safe='')}" if version else "")
     return f"/{name}/predict" if query else f"/predictions/{name}", query
-
-
-def _read_image(image: bytes | Path) -> bytes:
-    if isinstance(image, bytes):
-        return image
-    try:
-        return image.read_bytes()
-    except OSError as error:
-        raise ClientError(f"The image {image} cannot be read: {error.strerror}.") from error
 
 
 def _json_or_none(answer: requests.Response) -> Any:
@@ -358,35 +324,3 @@ def _json_or_none(answer: requests.Response) -> Any:
         return answer.json()
     except requests.JSONDecodeError:
         return None
-
-
-def option_text(value: object) -> str:
-    """Return an option's value as text: a list comma-separated, a bool true or false."""
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, str) or not isinstance(value, Iterable):
-        return str(value)
-    return ",".join(str(one) for one in value)
-
-
-def parse_detections(answer: Any) -> Detections:
-    """Return the detections of a default answer (the list), or of one with timings around it."""
-    found = answer.get("detections") if isinstance(answer, dict) else answer
-    if not isinstance(found, list):
-        raise ClientError(
-            f"Expected a list of detections, got {str(answer)[:100]!r}. Is that a detserve endpoint?", type="bad_answer"
-        )
-    if not found:
-        return Detections.empty()
-    try:
-        return Detections(
-            boxes_xyxy=np.array([one["bbox"] for one in found], np.float32).reshape(-1, 4),
-            scores=np.array([one["score"] for one in found], np.float32),
-            labels=np.array([one["class_label"] for one in found], np.int64),
-            masks=[one["segmentation"] for one in found] if "segmentation" in found[0] else None,
-            keypoints=np.array([one["keypoints"] for one in found], np.float32) if "keypoints" in found[0] else None,
-        )
-    except (KeyError, TypeError, ValueError) as error:
-        raise ClientError(
-            f"The answer is not a list of detections: {type(error).__name__}: {error}.", type="bad_answer"
-        ) from error

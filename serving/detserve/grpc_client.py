@@ -6,21 +6,17 @@ TorchServe drops the handler's status codes over gRPC; the worker's error JSON i
 that it is.
 """
 
-from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dethandlers.detections import Detections
-
-from detserve.client import option_text, parse_detections
-from detserve.errors import ClientError
+from detserve.detecting_client import DetectingClient, image_bytes, option_texts
 from detserve.grpc_channel import GrpcChannel
 from detserve.grpc_errors import raise_told
 from detserve.grpc_messages import PING, PREDICTIONS
 
 
-class GrpcClient(GrpcChannel):
+class GrpcClient(DetectingClient, GrpcChannel):
     """Calls the models of one server over gRPC. May be shared between threads; the arguments are `GrpcChannel`'s."""
 
     def predict(
@@ -45,29 +41,6 @@ class GrpcClient(GrpcChannel):
             PREDICTIONS, request, lambda answer: raise_told(answer.prediction, self.address), named(model, version)
         )
 
-    def detect(
-        self,
-        model: str,
-        image: bytes | Path,
-        *,
-        score_threshold: float | None = None,
-        max_detections: int | None = None,
-        classes: Iterable[str] | None = None,
-        masks: bool = False,
-        keypoints: bool = False,
-        version: str | None = None,
-    ) -> Detections:
-        """Send one image, return its detections, best first."""
-        options = {
-            "score_threshold": score_threshold,
-            "max_detections": max_detections,
-            "classes": None if classes is None else list(classes),
-            "masks": "rle" if masks else None,
-            "keypoints": True if keypoints else None,
-        }
-        found = parse_detections(self.predict(model, image, version=version, options=options))
-        return replace(found, masks=[]) if masks and not len(found) else found
-
     def ping(self) -> str:
         """Return TorchServe's word for its health: "Healthy" also while no worker is ready."""
         return self._call(
@@ -75,25 +48,6 @@ class GrpcClient(GrpcChannel):
         )
 
 
-def option_texts(options: Mapping[str, object] | None) -> dict[str, str]:
-    """Return the options as text, without those that are None."""
-    return {name: option_text(value) for name, value in (options or {}).items() if value is not None}
-
-
 def named(model: str, version: str | None) -> str:
     """Return a model and version as errors name them."""
     return f"{model!r} {version or ''}".strip()
-
-
-def image_bytes(image: bytes | Path) -> bytes:
-    """Return an image file's bytes.
-
-    Raises:
-        ClientError: the file cannot be read.
-    """
-    if isinstance(image, bytes):
-        return image
-    try:
-        return image.read_bytes()
-    except OSError as error:
-        raise ClientError(f"The image {image} cannot be read: {error.strerror}.") from error

@@ -99,6 +99,7 @@ class InstanceState:
         host: address that the inference API listens on.
         ready: whether every worker had answered once; False while starting.
         trusted_keys: public keys, or folders of them, one of which must have signed what is served; None: no matter.
+        open_inference: whether it serves the Open Inference Protocol; then every worker must answer it.
         edge: what is behind ``host`` and ``ports`` when an edge listens there; None when TorchServe does.
         temp_folder: the server's TMPDIR (outside the instance when the instance's path is too long for a socket).
     """
@@ -116,6 +117,7 @@ class InstanceState:
     java: str = ""
     trusted_keys: tuple[str, ...] | None = None
     edge: EdgeState | None = None
+    open_inference: bool = False
 
     @property
     def inference_url(self) -> str:

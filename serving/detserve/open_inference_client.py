@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 from dethandlers.detections import Detections
 
+from detserve.detecting_client import image_bytes, option_texts
 from detserve.errors import ClientError
-from detserve.grpc_client import GrpcClient, image_bytes, named, option_texts
+from detserve.grpc_client import GrpcClient, named
 from detserve.grpc_errors import raise_told
 from detserve.grpc_messages import MODEL_INFER, MODEL_METADATA, MODEL_READY, SERVER_LIVE, SERVER_READY
 

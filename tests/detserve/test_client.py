@@ -9,7 +9,8 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 import numpy as np
 import pytest
 from detserve import server
-from detserve.client import Client, parse_detections
+from detserve.client import Client
+from detserve.detecting_client import parse_detections
 from detserve.errors import ClientError, EndpointError, ServerError
 from detserve.instance import Instance
 from throwaway import build

@@ -1,11 +1,15 @@
 """The protocol is served only where every archive's handler speaks it: ModelInfer ends any other's worker."""
 
+import json
 import zipfile
+from functools import partial
+from pathlib import Path
 
 import pytest
 from detserve import server
+from detserve.errors import ServerError
 from detserve.instance import Instance, ServedModel
-from detserve.server.archives import ModelSettings, speaks_open_inference
+from detserve.server.archives import ModelSettings, read_archive
 from detserve.server.settings import config_properties
 from throwaway import build
 
@@ -19,21 +23,40 @@ def instance(tmp_path) -> Instance:
     return instance
 
 
-def served(instance, *names):
-    return [(ServedModel(name, "1.0", name, default=True, min_workers=1), name, ModelSettings()) for name in names]
+def archive(path: Path, handler: str) -> Path:
+    manifest = {"model": {"modelName": path.stem, "modelVersion": "1.0", "handler": "entry.py"}}
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr("MAR-INF/MANIFEST.json", json.dumps(manifest))
+        file.writestr(handler, "")
+    return path
 
 
-def test_one_archive_of_another_make_switches_it_off(instance):
-    foreign = build(instance.model_store)
-    own = instance.model_store / "own.mar"
-    with zipfile.ZipFile(own, "w") as archive:
-        archive.writestr("dethandlers/open_inference.py", "")
-    settings, ports = server.ServerSettings(), server.Ports()
-    assert ON in config_properties(settings, ports, instance, served(instance, "own.mar"))
-    assert ON not in config_properties(settings, ports, instance, served(instance, "own.mar", foreign.name))
+def test_an_archive_speaks_it_when_its_handler_has_the_file_for_it(tmp_path):
+    assert read_archive(archive(tmp_path / "own.mar", "dethandlers/open_inference.py"), ModelSettings()).open_inference
+    assert not read_archive(build(tmp_path), ModelSettings()).open_inference
 
 
-def test_what_is_no_archive_does_not_speak_it(tmp_path):
-    (tmp_path / "text.mar").write_text("text")
-    assert not speaks_open_inference(tmp_path / "text.mar")
-    assert not speaks_open_inference(tmp_path / "none.mar")
+def test_the_server_is_told_only_when_all_do(instance):
+    model = ServedModel("own", "1.0", "own", default=True, min_workers=1)
+    told = partial(
+        config_properties, server.ServerSettings(), server.Ports(), instance, [(model, "own.mar", ModelSettings())]
+    )
+    assert ON in told(open_inference=True)
+    assert ON not in told(open_inference=False)
+
+
+@pytest.mark.server
+def test_what_does_not_speak_it_is_not_registered_where_it_is_on(tmp_path, monkeypatch):
+    """Its worker would die of the first ModelInfer, and with it every request that it holds."""
+    monkeypatch.setenv("DETSERVE_STATE_DIR", str(tmp_path / "state"))
+    instance = Instance.named("switch")
+    speaks = build(tmp_path, "speaks")
+    with zipfile.ZipFile(speaks, "a") as file:
+        file.writestr("dethandlers/open_inference.py", "")
+    server.start([speaks], server.ServerSettings(ports=None, workers=1, warm_up_s=0), instance=instance)
+    try:
+        with pytest.raises(ServerError, match="would die of a ModelInfer"):
+            server.register(build(tmp_path, "foreign"), instance=instance, foreign=True)
+        assert [model.name for model in instance.read().models] == ["speaks"]
+    finally:
+        server.stop(instance)

@@ -16,7 +16,8 @@ from dethandlers.detector import Detector, Request
 from dethandlers.families.torchvision_detection import builders
 from dethandlers.options import Options
 from detserve.archive import build_archive
-from detserve.client import Client, parse_detections
+from detserve.client import Client
+from detserve.detecting_client import parse_detections
 from detserve.eager import TorchvisionEager
 from detserve.export.onnx_file import described_artefact, require_described
 from random_detectors import MAX_DETECTIONS, OPTIONS

@@ -13,7 +13,8 @@ import torch
 from builder_parity import worst
 from dethandlers.detections import Detections
 from detserve.archive import build_archive
-from detserve.client import Client, parse_detections
+from detserve.client import Client
+from detserve.detecting_client import parse_detections
 from detserve.eager_mmdet import load_mmdet
 from detserve.mmdet_source import mmdet_spec_categories
 from detserve.spec import parse_spec

@@ -11,6 +11,7 @@ from detserve.archive import build_archive
 from dettools import cli
 from onnx import TensorProto, helper, numpy_helper
 from small_networks import write_graph
+from throwaway import build
 
 pytestmark = pytest.mark.server
 GOLDEN = ROOT / "model_store" / "shapes" / "golden.jpg"
@@ -78,3 +79,9 @@ def test_a_benchmark_of_the_endpoint_tells_the_provider(instance, capsys, tmp_pa
     assert "CPUExecutionProvider, cpu, fp32." in text
     assert json.loads((tmp_path / "run" / "run.json").read_text())["target"]["provider"] == "CPUExecutionProvider"
     assert "CPUExecutionProvider" in (tmp_path / "run" / "report.html").read_text()
+
+
+def test_how_long_a_token_holds_is_not_asked_of_an_edge(capsys, tmp_path):
+    """Its tokens do not run out: an option that would do nothing is refused."""
+    assert cli.main(["serve", "start", "--models", str(build(tmp_path)), "--edge", "--token-minutes", "5"]) == 2
+    assert "--edge-tokens FILE" in capsys.readouterr().err

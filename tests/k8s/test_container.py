@@ -18,15 +18,14 @@ import grpc
 import pytest
 import yaml
 from checkout import ROOT
-from container_image import Container, Stage, build, run_once, running, why_not
+from container_image import Stage, build, why_not
 from custom_resources import metric_names
 from manifests import K8S, Document, entry, flags, one
+from running_container import Container, run_once, running
 
-# At night: in a checkout under /tmp, which the container hides behind its own, the packages are not found yet.
 pytestmark = [
     pytest.mark.server,
     pytest.mark.slow,
-    pytest.mark.nightly,
     pytest.mark.skipif(bool(why_not()), reason=why_not() or "-"),
 ]
 

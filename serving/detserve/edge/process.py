@@ -68,7 +68,6 @@ class EdgeProcess:
     """The keeper of an instance's edge, as the process that starts it sees it.
 
     Args:
-        open_inference: whether every worker understands the Open Inference Protocol.
         in_flight: requests at the same time: what the queue of a model holds.
     """
 
@@ -79,7 +78,6 @@ class EdgeProcess:
         settings: EdgeSettings,
         *,
         in_flight: int,
-        open_inference: bool,
     ) -> None:
         if state.edge is None:
             raise ServerError(f"The server of instance {instance.name!r} was started without an edge.")
@@ -112,7 +110,7 @@ class EdgeProcess:
             tokens_file=tokens_file,
             tokens_folder=None if tokens_file is None else str(folder / "valid"),
             backend_token=backend_token(instance) if state.token_auth else None,
-            open_inference=open_inference,
+            open_inference=state.open_inference,
             health={
                 "/ping": f"{backend}/ping",
                 "/v2/health/live": f"{monitor}/live",

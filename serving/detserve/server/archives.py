@@ -48,12 +48,17 @@ class ModelSettings:
 
 @dataclass(frozen=True)
 class ArchiveFacts:
-    """An archive to be served."""
+    """An archive to be served.
+
+    Attributes:
+        open_inference: whether its handler answers the Open Inference Protocol; another's worker dies of ModelInfer.
+    """
 
     path: Path
     name: str
     version: str
     settings: ModelSettings
+    open_inference: bool
 
 
 def read_archive(path: Path, defaults: ModelSettings) -> ArchiveFacts:
@@ -67,6 +72,7 @@ def read_archive(path: Path, defaults: ModelSettings) -> ArchiveFacts:
             name, version = str(model["modelName"]), str(model["modelVersion"])
             config = model.get("configFile")
             worker = yaml.safe_load(_read(archive, Path(config).name)) if config else {}
+            open_inference = "dethandlers/open_inference.py" in archive.NameToInfo
     except zipfile.BadZipFile as error:
         raise ServerError(
             f"{path} is no archive: it is not a zip file ({error}). Build it again with `detserve archive SPEC.yaml`."
@@ -82,16 +88,7 @@ def read_archive(path: Path, defaults: ModelSettings) -> ArchiveFacts:
                 f"{path} has the model {what} {word!r}; expected letters, digits, '.', '_' and '-'. "
                 "Change it in the spec and build the archive again."
             )
-    return ArchiveFacts(path, name, version, _settings(path, worker or {}, defaults))
-
-
-def speaks_open_inference(path: Path) -> bool:
-    """Tell whether an archive's handler answers the Open Inference Protocol; another's worker dies of ModelInfer."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return "dethandlers/open_inference.py" in archive.NameToInfo
-    except (OSError, zipfile.BadZipFile):
-        return False
+    return ArchiveFacts(path, name, version, _settings(path, worker or {}, defaults), open_inference)
 
 
 def _read(archive: zipfile.ZipFile, name: str) -> bytes:

@@ -21,7 +21,7 @@ from detserve.errors import DetserveError, ServerError
 from detserve.instance import Instance, InstanceState, ServedModel
 from detserve.mar import check_archive
 from detserve.server.admission import copy_archive
-from detserve.server.archives import ArchiveFacts, ModelSettings, read_archive, speaks_open_inference
+from detserve.server.archives import ArchiveFacts, ModelSettings, read_archive
 from detserve.server.failures import PortTakenError, frontend_died, not_registered, too_slow, worker_died
 from detserve.server.interrupts import Interrupts
 from detserve.server.java import find_java
@@ -84,7 +84,7 @@ def start(
                         started = status(instance)
                         _warm_up(instance, state, started, settings, on_progress)
                         interrupts.check()
-                        edge = _start_edge(instance, state, settings, models)
+                        edge = _start_edge(instance, state, settings)
                         instance.write(replace(state, ready=True))
                     break
                 except PortTakenError:
@@ -163,7 +163,8 @@ def _launch(
             name = f"{facts.name}-{facts.version}.mar"
             _store(facts, instance.model_store / name, settings)
             files.append((model, name, worker))
-        told = config_properties(own_settings, own_ports, instance, files)
+        open_inference = all(facts.open_inference for _, facts, _ in models)
+        told = config_properties(own_settings, own_ports, instance, files, open_inference=open_inference)
         _write_private(instance.folder / "config.properties", told)
         _write_private(instance.folder / "log4j2.xml", log4j_config(instance.log_folder))
         most = max((worker.min_workers for _, _, worker in models), default=1)
@@ -190,6 +191,7 @@ def _launch(
         java=f"{java.version} ({java.source}: {java.path})",
         trusted_keys=_resolved(settings.trusted_keys),
         edge=edge,
+        open_inference=open_inference,
     )
     with _ended_unless_ready(instance, process):
         instance.write(state)
@@ -301,12 +303,7 @@ def _warm_up(
             warm_up(state, inference, list(dict.fromkeys(ours)), settings.warm_up_s)
 
 
-def _start_edge(
-    instance: Instance,
-    state: InstanceState,
-    settings: ServerSettings,
-    models: list[tuple[ServedModel, ArchiveFacts, ModelSettings]],
-) -> EdgeProcess | None:
+def _start_edge(instance: Instance, state: InstanceState, settings: ServerSettings) -> EdgeProcess | None:
     if settings.edge is None:
         return None
     edge = EdgeProcess(
@@ -314,7 +311,6 @@ def _start_edge(
         state,
         settings.edge,
         in_flight=settings.job_queue_size,
-        open_inference=all(speaks_open_inference(facts.path) for _, facts, _ in models),
     )
     edge.start()
     return edge

@@ -88,6 +88,12 @@ def register(
                     f"Model {name!r} {version} is served already. Give the new one another version in its spec and "
                     f"build it again, or unregister the old one: detserve models unregister {name} {version}."
                 )
+            if state.open_inference and not facts.open_inference:
+                raise ServerError(
+                    f"{archive} was not built by this detserve, and its worker would die of a ModelInfer that the "
+                    "server admits. Build the archive again, or start a server with it: that one leaves the Open "
+                    "Inference Protocol out."
+                )
             place()
         current = ModelSettings.from_torchserve(management.describe(name)) if served else None
         settings = wish.settled(facts.settings, current)

@@ -17,7 +17,7 @@ from dethandlers.worker_metrics import FOLDER_VARIABLE as METRICS_VARIABLE
 from detserve.edge import EdgeSettings
 from detserve.errors import ServerError
 from detserve.instance import FOLDER_VARIABLE, Instance, Ports, ServedModel
-from detserve.server.archives import ModelSettings, speaks_open_inference
+from detserve.server.archives import ModelSettings
 from detserve.server.capacity import capacity
 from detserve.server.logs import LOGS
 
@@ -148,6 +148,8 @@ def config_properties(
     ports: Ports,
     instance: Instance,
     models: Sequence[tuple[ServedModel, str, ModelSettings]],
+    *,
+    open_inference: bool = False,
 ) -> str:
     """Return config.properties.
 
@@ -156,6 +158,7 @@ def config_properties(
 
     Args:
         models: the model, its file in the model store, and how it is served.
+        open_inference: serve the Open Inference Protocol; every handler must answer it.
     """
     entries: dict[str, dict[str, object]] = {}
     for model, file_name, worker in models:
@@ -184,7 +187,7 @@ def config_properties(
         "model_snapshot": json.dumps(snapshot),
     }
     # Without it ModelInfer is unknown to the server, which is better than a dead worker.
-    if all(speaks_open_inference(instance.model_store / file_name) for _, file_name, _ in models):
+    if open_inference:
         values["ts_open_inference_protocol"] = "true"
     if settings.device == "cpu":
         values["number_of_gpu"] = 0

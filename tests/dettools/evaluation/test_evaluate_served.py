@@ -82,17 +82,18 @@ def test_the_demo_models_served_ap_is_its_eager_ap(shapes, scenes, tmp_path, cap
     assert json.loads((tmp_path / "certificate.json").read_text())["passed"]
 
 
-def test_both_protocols_give_the_same_results(shapes, scenes, tmp_path, capsys):
-    for protocol in ("rest", "grpc"):
+def test_every_protocol_gives_the_same_results(shapes, scenes, tmp_path, capsys):
+    for protocol in ("rest", "grpc", "oip"):
         where = ["--instance", shapes, "--protocol", protocol, "--out", tmp_path / protocol, "--limit", 8]
         assert evaluate(capsys, "shapes", *of(scenes), *where)[0] == 0
 
-    rest, grpc = (json.loads((tmp_path / name / "results.json").read_text()) for name in ("rest", "grpc"))
-    assert len(rest) == len(grpc) > 50
-    for one, other in zip(rest, grpc, strict=True):
-        assert (one["image_id"], one["category_id"]) == (other["image_id"], other["category_id"])
-        assert one["bbox"] == pytest.approx(other["bbox"], abs=1e-2)
-        assert one["score"] == pytest.approx(other["score"], abs=1e-5)
+    rest, *others = (json.loads((tmp_path / name / "results.json").read_text()) for name in ("rest", "grpc", "oip"))
+    assert len(rest) > 50
+    for other in others:
+        for one, two in zip(rest, other, strict=True):
+            assert (one["image_id"], one["category_id"]) == (two["image_id"], two["category_id"])
+            assert one["bbox"] == pytest.approx(two["bbox"], abs=1e-2)
+            assert one["score"] == pytest.approx(two["score"], abs=1e-5)
 
 
 def test_a_worker_killed_in_the_middle_loses_no_image(shapes, scenes, tmp_path, capsys):

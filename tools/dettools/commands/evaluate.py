@@ -113,7 +113,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help="that the certificate's counterexamples fail to reach, image by image (default: %(default)s)",
     )  # fmt: skip
     parser.add_argument("--version", dest="model_version", metavar="V", help="of the served model")
-    parser.add_argument("--protocol", choices=("rest", "grpc"), default="rest", help="default: %(default)s")
+    parser.add_argument("--protocol", choices=("rest", "grpc", "oip"), default="rest", help="(%(default)s)")
     parser.add_argument("--timeout", type=float, default=60.0, metavar="S", help="of one request (default: 60 s)")
     parser.add_argument("--spec", type=Path, metavar="FILE", help="eager model's spec (default: the model store's)")
     parser.add_argument("--weights", type=Path, metavar="FILE", help="checkpoint instead of the spec's")

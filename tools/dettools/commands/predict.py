@@ -97,7 +97,7 @@ def _options(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _save_picture(path: Path, answer: list[dict[str, Any]], target: Path) -> None:
-    from detserve.client import parse_detections
+    from detserve.detecting_client import parse_detections
     from PIL import Image
 
     from dettools.reports.pictures import draw_detections

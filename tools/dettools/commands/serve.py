@@ -52,7 +52,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     start.add_argument(
         "--warm-up", type=float, default=3.0, metavar="S", help="before it is called ready (default: 3 s)"
     )
-    start.add_argument("--token-minutes", type=float, default=60.0, metavar="MIN", help="how long a token is valid")
+    start.add_argument("--token-minutes", type=float, metavar="MIN", help="how long a token is valid (default: 60)")
     start.add_argument(
         "--no-token", action="store_true", help="no token authorisation: everybody who can connect may ask"
     )
@@ -203,7 +203,13 @@ def curl_line(status: "ServerStatus", model: str, instance: str | None) -> str:
 
 def _settings(args: argparse.Namespace) -> "ServerSettings":
     from detserve import server
+    from detserve.errors import DetserveError
 
+    if args.edge and args.token_minutes is not None:
+        raise DetserveError(
+            "Got --token-minutes with --edge, whose tokens do not run out by themselves; expected one of the two. "
+            "Change the lines of --edge-tokens FILE while it serves: the old ones end, and no request is lost."
+        )
     return server.ServerSettings(
         host=args.host,
         ports=_ports(args),
@@ -214,7 +220,7 @@ def _settings(args: argparse.Namespace) -> "ServerSettings":
         model_api=not args.no_model_api,
         trusted_keys=None if args.require_signature is None else tuple(args.require_signature),
         edge=edge_settings(args) if args.edge else None,
-        token_minutes=args.token_minutes,
+        token_minutes=60.0 if args.token_minutes is None else args.token_minutes,
         request_log=not args.no_request_log,
         device=args.device,
         threads_per_worker=args.threads_per_worker,
