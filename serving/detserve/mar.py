@@ -246,21 +246,34 @@ def _check_name(entry: zipfile.ZipInfo, counts: Mapping[str, int], path: Path) -
 
 
 def _read_through(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, path: Path) -> tuple[str, bool]:
-    """Return a member's SHA-256, and whether it looks like a pickle of protocol 2 or later whatever its name is."""
+    """Return a member's SHA-256, and whether it looks like a pickle whatever its name is.
+
+    That is: a pickle of protocol 2 or later, or a zip with one in it, which is what ``torch.save`` writes.
+    """
     digest = hashlib.sha256()
     first = last = b""
     try:
         with archive.open(entry) as file:
             while chunk := file.read(_CHUNK):
                 digest.update(chunk)
-                first, last = first or chunk[:2], chunk[-1:]
+                first, last = first or chunk[:4], chunk[-1:]
     except Exception as error:  # each compression fails in its own ways
         raise ArchiveError(
             f"archive {path.name}: member {entry.filename} is damaged ({error}). Copy or build the archive again."
         ) from error
     # The first opcode is PROTO with the protocol's number, the last is STOP (pickletools).
     begins_so = first[:1] == b"\x80" and first[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05")
-    return digest.hexdigest(), begins_so and last == b"." and not entry.filename.lower().endswith(_NEVER_PICKLES)
+    looks_pickled = (begins_so and last == b".") or (first == b"PK\3\4" and _holds_pickles(archive, entry))
+    return digest.hexdigest(), looks_pickled and not entry.filename.lower().endswith(_NEVER_PICKLES)
+
+
+def _holds_pickles(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> bool:
+    """Return whether a member that is a zip holds a pickle; in one that cannot be read there may be one."""
+    try:
+        with archive.open(entry) as file, zipfile.ZipFile(file) as inner:
+            return any(name.lower().endswith(_PICKLES) for name in inner.namelist())
+    except Exception:  # a damaged directory fails in many ways
+        return True
 
 
 def _check_digests(archive: zipfile.ZipFile, members: list[Member], path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import argparse
 import hashlib
+import io
 import json
 import os
 import pickle
@@ -68,6 +69,13 @@ def pickle_by_another_name(folder: Path) -> Path:
     return packed(folder / "bad.mar", {**members(folder), "weights.dat": pickle.dumps(Malicious(folder), protocol=4)})
 
 
+def checkpoint_by_another_name(folder: Path) -> Path:
+    """What torch.save writes today: a zip with a pickle in it."""
+    checkpoint = io.BytesIO()
+    torch.save(Malicious(folder), checkpoint)
+    return packed(folder / "bad.mar", {**members(folder), "weights.dat": checkpoint.getvalue()})
+
+
 def foreign_pickle(folder: Path) -> Path:
     path = build(folder, "bad")
     with zipfile.ZipFile(path, "a") as archive:
@@ -118,6 +126,7 @@ def bomb_as_manifest(folder: Path) -> Path:
 BAD: list[tuple[Callable[[Path], Path], str]] = [
     (malicious_pickle, r"got weights\.pth, which may hold a pickle"),
     (pickle_by_another_name, r"got weights\.dat, which may hold a pickle"),
+    (checkpoint_by_another_name, r"got weights\.dat, which may hold a pickle"),
     (foreign_pickle, r"got model\.pt, which may hold a pickle"),
     (traversal, r"member '\.\./\.\./executed/x\.py' leads out of the archive"),
     (absolute_path, r"executed/x\.py' leads out of the archive"),

@@ -241,6 +241,22 @@ def test_a_pickle_is_refused(mar, name):
     assert f"got {name}, which may hold a pickle" in refusal(mar)
 
 
+def test_a_zip_is_refused_when_it_holds_a_pickle_or_cannot_be_read(tmp_path):
+    def inner(name: str) -> bytes:
+        held = io.BytesIO()
+        with zipfile.ZipFile(held, "w") as archive:
+            archive.writestr(name, b"x")
+        return held.getvalue()
+
+    for content, refused in ((inner("code.py"), False), (inner("a/data.pkl"), True), (inner("code.py")[:-9], True)):
+        path = zipped(tmp_path / "foreign.mar", [(MANIFEST_FILE, b"{}"), ("library.whl", content)])
+        if refused:
+            with pytest.raises(ArchiveError, match=r"got library\.whl, which may hold a pickle"):
+                check_archive(path, pickles=False)
+        else:
+            assert len(check_archive(path, pickles=False)) == 2
+
+
 @pytest.mark.parametrize(
     "name",
     [
