@@ -11,6 +11,7 @@ import struct
 import tempfile
 import warnings
 import zipfile
+import zlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -272,7 +273,7 @@ def _holds_pickles(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> bool:
     try:
         with archive.open(entry) as file, zipfile.ZipFile(file) as inner:
             return any(name.lower().endswith(_PICKLES) for name in inner.namelist())
-    except Exception:  # a damaged directory fails in many ways
+    except (zipfile.BadZipFile, OSError, EOFError, ValueError, LookupError, RuntimeError, struct.error, zlib.error):
         return True
 
 
