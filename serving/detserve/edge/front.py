@@ -8,6 +8,7 @@ whose bodies it holds; gRPC streams through, and its clients try again what is U
 checked by the instances: they share a token file.
 """
 
+import logging
 import shutil
 import signal
 import subprocess
@@ -19,7 +20,7 @@ from pathlib import Path
 from types import FrameType
 
 from detserve.edge.configuration import EdgePlan, plan_for
-from detserve.edge.nginx import configure, end_nginx, in_flight, start_nginx, wait_until_idle
+from detserve.edge.nginx import configure, end_nginx, in_flight, roll_logs, start_nginx, wait_until_idle
 from detserve.edge.settings import EdgeSettings
 from detserve.errors import ServerError
 from detserve.instance import Instance, InstanceState
@@ -27,6 +28,8 @@ from detserve.instance import Instance, InstanceState
 _POLL_S = 0.2
 _START_S = 10.0
 _IN_FLIGHT = 4096
+
+log = logging.getLogger("detserve.edge")
 
 
 @dataclass(frozen=True)
@@ -76,7 +79,14 @@ def run_front(
             while not ended:
                 if process.poll() is not None:
                     raise ServerError(f"nginx ended by itself (exit code {process.returncode}). {_last_words(plan)}")
-                plan = _followed(plan, instances, process)
+                try:
+                    plan = _followed(plan, instances, process)
+                    if roll_logs(plan):
+                        process.send_signal(signal.SIGUSR1)
+                except (ServerError, OSError) as error:
+                    # It goes on as it was; what is wrong now may be right in a second.
+                    log.warning("%s", error)
+                    time.sleep(1.0)
                 time.sleep(_POLL_S)
             Path(plan.draining).touch()
             drained = wait_until_idle(plan, drain_timeout_s)

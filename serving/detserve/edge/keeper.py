@@ -8,7 +8,9 @@ Run as ``python -m detserve.edge.keeper FOLDER``, where FOLDER holds ``plan.json
 as the server.
 """
 
+import contextlib
 import logging
+import os
 import signal
 import sys
 import time
@@ -17,8 +19,10 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
+import psutil
+
 from detserve.edge.configuration import EdgePlan, read_plan
-from detserve.edge.nginx import configure, end_nginx, nginx_processes, start_nginx
+from detserve.edge.nginx import configure, end_nginx, nginx_processes, roll_logs, start_nginx
 from detserve.edge.tokens import backend_token, publish_tokens
 from detserve.errors import ServerError
 from detserve.instance import Instance, is_alive
@@ -27,8 +31,6 @@ if TYPE_CHECKING:
     import subprocess
 
 _POLL_S = 0.2
-_LOG_BYTES = 50_000_000
-_LOGS_KEPT = 5
 _GRACE_S = 5.0
 
 log = logging.getLogger("detserve.edge")
@@ -47,7 +49,8 @@ class Keeper:
         self._folder = Path(plan.folder)
         self._ended = False
         self._nginx: subprocess.Popen[bytes] | None = None
-        self._tokens_seen = _stamp(plan.tokens_file)
+        # Not as it is now: it may have changed since the folder was brought up to it.
+        self._tokens_seen: object = None
         self._files_seen = self._stamps()
         self._restarts = 0
 
@@ -77,11 +80,7 @@ class Keeper:
     def _look(self) -> None:
         if self._nginx is None or self._nginx.poll() is not None:
             self._start_again()
-        stamp = _stamp(self.plan.tokens_file)
-        if stamp != self._tokens_seen and self.plan.tokens_file and self.plan.tokens_folder:
-            publish_tokens(Path(self.plan.tokens_file), Path(self.plan.tokens_folder))
-            self._tokens_seen = stamp
-            log.warning("the tokens were read again")
+        self.follow_tokens()
         stamps = self._stamps()
         if stamps != self._files_seen:
             if self.plan.backend_token is not None:
@@ -92,12 +91,22 @@ class Keeper:
             log.warning("nginx was told of a new certificate or server token")
         self._roll()
 
+    def follow_tokens(self) -> None:
+        """Bring what nginx looks into up to the token file when that is not as it was last read."""
+        stamp = _stamp(self.plan.tokens_file)
+        if stamp == self._tokens_seen or not self.plan.tokens_file or not self.plan.tokens_folder:
+            return
+        if publish_tokens(Path(self.plan.tokens_file), Path(self.plan.tokens_folder)):
+            log.warning("the tokens were read again")
+        self._tokens_seen = stamp
+
     def _start_again(self) -> None:
         """A master that was killed leaves its workers: they answer what they have in hand, and give up the port."""
         self._restarts += 1
         log.warning("nginx ended and is started again (%d times by now)", self._restarts)
         for process in nginx_processes(self._folder):
-            process.send_signal(signal.SIGQUIT)
+            with contextlib.suppress(psutil.Error):  # it has just ended
+                process.send_signal(signal.SIGQUIT)
         for name in ("nginx.pid", self.plan.status_socket):
             (self._folder / name).unlink(missing_ok=True)
         time.sleep(0.1)
@@ -114,15 +123,12 @@ class Keeper:
         return tuple(_stamp(path) for path in watched)
 
     def _roll(self) -> None:
-        path = Path(self.plan.access_log)
-        if not path.is_file() or path.stat().st_size < _LOG_BYTES:
-            return
-        for number in range(_LOGS_KEPT - 1, 0, -1):
-            older = path.with_suffix(f".{number}.log")
-            if older.is_file():
-                older.replace(path.with_suffix(f".{number + 1}.log"))
-        path.replace(path.with_suffix(".1.log"))
-        self._signal(signal.SIGUSR1)
+        if roll_logs(self.plan):
+            self._signal(signal.SIGUSR1)
+            # What is said here stands between nginx's own lines.
+            with Path(self.plan.error_log).open("ab") as file:
+                for stream in (sys.stdout, sys.stderr):
+                    os.dup2(file.fileno(), stream.fileno())
 
 
 def _stamp(path: str | None) -> object:

@@ -18,6 +18,9 @@ from detserve.errors import ServerError
 
 _LIBRARY_FOLDERS = ("/usr/sbin", "/usr/local/sbin", "/usr/local/nginx/sbin")
 _WRITING = re.compile(r"Reading: (\d+) Writing: (\d+)")
+_LOG_BYTES = 50_000_000
+_LOGS_KEPT = 5
+_CHECK_S = 30.0
 
 
 def find_nginx() -> str:
@@ -43,9 +46,14 @@ def configure(plan: EdgePlan) -> None:
     fresh = folder / "nginx.conf.new"
     fresh.touch(mode=0o600)
     fresh.write_text(render(plan), encoding="utf-8")
-    answer = subprocess.run(
-        [*_command(folder, fresh), "-t", "-q"], capture_output=True, text=True, check=False, timeout=30, cwd=folder
-    )
+    command = [*_command(folder, fresh), "-t", "-q"]
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, check=False, timeout=_CHECK_S, cwd=folder)
+    except subprocess.TimeoutExpired as error:
+        raise ServerError(
+            f"nginx did not check the edge's configuration within {_CHECK_S:g} s. Try again when the machine is less "
+            "busy."
+        ) from error
     if answer.returncode != 0:
         said = [line.partition("] ")[2] or line for line in answer.stderr.splitlines() if "[emerg]" in line]
         raise ServerError(
@@ -121,9 +129,30 @@ def end_nginx(process: subprocess.Popen[bytes], *, grace_s: float) -> None:
 
 def nginx_processes(folder: Path) -> list[psutil.Process]:
     """Return the nginx processes of an edge; nginx overwrites its environment, so its working folder tells."""
+    # The system names it without the links on the way to it.
+    place = str(folder.resolve())
     found = []
     for process in psutil.process_iter(["name"]):
         with contextlib.suppress(psutil.Error, OSError):
-            if process.info["name"] == "nginx" and process.cwd() == str(folder):
+            if process.info["name"] == "nginx" and process.cwd() == place:
                 found.append(process)
     return found
+
+
+def roll_logs(plan: EdgePlan, *, most_bytes: int = _LOG_BYTES) -> bool:
+    """Put the logs that are too long aside, five of each at most; nginx writes on in the old ones until it is told.
+
+    Returns:
+        Whether it is to be told (SIGUSR1).
+    """
+    rolled = False
+    for path in (Path(plan.access_log), Path(plan.error_log)):
+        if not path.is_file() or path.stat().st_size < most_bytes:
+            continue
+        for number in range(_LOGS_KEPT - 1, 0, -1):
+            older = path.with_suffix(f".{number}.log")
+            if older.is_file():
+                older.replace(path.with_suffix(f".{number + 1}.log"))
+        path.replace(path.with_suffix(".1.log"))
+        rolled = True
+    return rolled

@@ -25,8 +25,11 @@ def write_new_token(path: Path) -> None:
     path.write_text(f"{secrets.token_urlsafe(32)}\n", encoding="utf-8")
 
 
-def publish_tokens(tokens_file: Path, folder: Path) -> None:
+def publish_tokens(tokens_file: Path, folder: Path) -> bool:
     """Bring the folder that nginx looks into up to the file: first what is new, then without what is gone.
+
+    Returns:
+        Whether anything was new or gone.
 
     Raises:
         ServerError: the file cannot be read, or is being written; the folder stays as it was.
@@ -39,6 +42,7 @@ def publish_tokens(tokens_file: Path, folder: Path) -> None:
     for name in there - wanted:
         with contextlib.suppress(FileNotFoundError):
             (folder / name).unlink()
+    return wanted != there
 
 
 def backend_token(instance: Instance) -> str:
