@@ -16,6 +16,7 @@ from detserve.client import Client
 from detserve.errors import ClientError, ServerError
 from detserve.instance import Instance
 from detserve.server.archives import ModelSettings
+from detserve.server.lull import drain_version
 from detserve.server.management import Management
 from detserve.server.serving_wish import LEFT_OPEN, ServingWish
 from detserve.server.worker_log import busy_workers
@@ -145,6 +146,22 @@ def test_a_version_that_is_asked_for_by_its_name_stays_and_so_does_the_default(b
     with pytest.raises(ServerError, match=r"in the versions 1\.0, 2\.0; say which one"):
         server.unregister("echo", instance=beside)
     assert versions(beside) == {"1.0": True, "2.0": False}
+
+
+def test_an_unregistering_that_is_interrupted_leaves_the_version_its_workers(beside):
+    class Interrupted(Management):
+        def scale(self, model: str, version: str, min_workers: int, max_workers: int) -> None:
+            super().scale(model, version, min_workers, max_workers)
+            if max_workers == 0:
+                raise KeyboardInterrupt
+
+    state = beside.require_running()
+    with Interrupted(beside, state) as management:
+        described = management.describe("echo", "2.0")
+        with pytest.raises(KeyboardInterrupt):
+            drain_version(management, beside, state, described, time.monotonic() + 10)
+        await_(lambda: management.answers("echo", "2.0", 1))
+        assert len(management.describe("echo", "2.0")["workers"]) == 1
 
 
 def test_scaling_under_load_loses_nothing(instance):

@@ -1,7 +1,9 @@
 """Waiting until a version of a model, or some of its workers, have nothing in hand, so that they can be taken away."""
 
+import contextlib
 import time
 
+from detserve.errors import ServerError
 from detserve.instance import Instance, InstanceState, is_alive
 from detserve.server.management import Description, Management
 from detserve.server.worker_log import busy_workers
@@ -34,23 +36,30 @@ def drain_version(
     while is_alive(state):
         if not _quiet(management, instance, name, version, deadline):
             return False
-        management.scale(name, version, 0, 0)
-        if _pending(management, name, version) == 0:
-            return True
+        try:
+            management.scale(name, version, 0, 0)
+            if _pending(management, name, version) == 0:
+                return True
+        except BaseException:
+            # Not known, or no longer wanted: it is served as before.
+            with contextlib.suppress(ServerError):
+                management.scale(name, version, described["minWorkers"], described["maxWorkers"])
+            raise
         management.scale(name, version, described["minWorkers"], described["maxWorkers"])
     return False
 
 
 def _quiet(management: Management, instance: Instance, name: str, version: str, deadline: float) -> bool:
     quiet = 0
-    while quiet < 2:
+    while True:
         threads = {thread for thread in busy_workers(instance.log_folder) if thread.endswith(f"-{name}_{version}")}
         # Between the queue and the worker a request is in neither for a moment: look twice.
         quiet = quiet + 1 if not threads and _pending(management, name, version) == 0 else 0
+        if quiet >= 2:
+            return True
         if time.monotonic() > deadline:
             return False
         time.sleep(_POLL_S)
-    return True
 
 
 def _pending(management: Management, name: str, version: str) -> int:
