@@ -1,6 +1,8 @@
 """`detserve models promote` on a real server with the demo model: promoted when it is right, else all as it was."""
 
 import json
+import os
+import signal
 import threading
 import zipfile
 from pathlib import Path
@@ -16,7 +18,7 @@ from detserve.instance import Instance
 from detserve.mar import MANIFEST_FILE, write_mar
 from detserve.signature import signature_path
 from detserve.spec import load_spec
-from dettools import agreement
+from dettools import agreement, promotion
 from dettools.cli import main
 from dettools.commands import models as models_command
 
@@ -129,6 +131,43 @@ def test_a_worker_whose_golden_check_fails_is_not_promoted(instance, store, caps
     assert (code, found["failed"], found["golden"]) == (1, "golden", False)
     assert "on the golden image" in found["reason"]
     assert served(instance) == before
+
+
+def test_a_roll_back_outlives_a_dead_worker_of_the_default(instance, store):
+    """The default's worker dies while the new version is checked: what failed goes all the same."""
+    before = served(instance)
+    default = next(version for version, is_default in before.items() if is_default)
+    killed = []
+
+    def kill(step: str) -> None:
+        if step.startswith("the golden image"):
+            models = server.status(instance, ask_workers=False).models
+            (worker,) = next(model.workers for model in models if model.default)
+            os.kill(worker.pid, signal.SIGKILL)
+            killed.append(worker.pid)
+
+    wrong = built(store, "9.2", moved_px=40, golden_check="warn")
+    found = promotion.promote(wrong, instance=instance, on_progress=kill)
+    assert len(killed) == 1
+    assert (found.failed, found.default) == ("golden", default)
+    assert served(instance) == before
+    with Client.for_instance(instance.name, retries=20) as client:
+        assert client.detect("shapes", (SHAPES / "golden.jpg").read_bytes())
+
+
+def test_a_default_that_somebody_else_chose_meanwhile_stays(instance, store):
+    before = served(instance)
+    other = next(version for version, is_default in before.items() if not is_default)
+
+    def choose(step: str) -> None:
+        if step.startswith("the golden image"):
+            server.set_default("shapes", other, instance=instance)
+
+    wrong = built(store, "9.3", moved_px=40, golden_check="warn")
+    found = promotion.promote(wrong, instance=instance, on_progress=choose)
+    assert (found.failed, found.default) == ("golden", other)
+    assert served(instance) == {version: version == other for version in before}
+    server.set_default("shapes", next(version for version in before if version != other), instance=instance)
 
 
 def test_the_other_commands(instance, capsys):

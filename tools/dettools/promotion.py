@@ -7,6 +7,7 @@ register ─► every worker READY, its own golden check passed
 anything fails, or Ctrl-C ─► the new version is unregistered, the default is what it was
 """
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -24,6 +25,8 @@ from detserve.mar import unpacked
 
 from dettools.agreement import TierName
 from dettools.comparison import Comparison, ImageComparison, compare_image, compare_images, failed_image
+
+_BACK_WITHIN_S = 15.0
 
 Check = Literal["start", "golden", "compare", "default"]
 
@@ -132,7 +135,7 @@ def promote(
     if outcome.failed is not None:
         on_progress(f"taking {model.name} {model.version} out again")
         _roll_back(outcome, instance)
-        return replace(outcome, default=outcome.previous)
+        return replace(outcome, default=_defaults(instance).get(outcome.name))
     if unregister_old and outcome.previous is not None:
         return _without_previous(outcome, instance, drain_timeout_s, on_progress)
     return outcome
@@ -257,9 +260,32 @@ def _made_default(outcome: Promotion, instance: Instance, on_progress: Callable[
 
 def _roll_back(outcome: Promotion, instance: Instance) -> None:
     """Leave the server as it was; nobody asks for a version that never was the default but by its name."""
-    if outcome.previous is not None:
-        server.set_default(outcome.name, outcome.previous, instance=instance)
-    server.unregister(outcome.name, outcome.version, instance=instance, drain_timeout_s=5.0, force=True)
+    try:
+        # Somebody else may have chosen another default meanwhile: that one is theirs.
+        if outcome.previous is not None and _is_default(outcome, instance):
+            _make_default_again(outcome.name, outcome.previous, instance)
+    finally:
+        server.unregister(outcome.name, outcome.version, instance=instance, drain_timeout_s=5.0, force=True)
+
+
+def _is_default(outcome: Promotion, instance: Instance) -> bool:
+    """Ask the server itself: who was interrupted may not have written it down."""
+    models = server.status(instance, ask_workers=False).models
+    return any(one.default for one in models if (one.name, one.version) == (outcome.name, outcome.version))
+
+
+def _make_default_again(name: str, version: str, instance: Instance) -> None:
+    """Its worker may have died just now: it is back within seconds, and is waited for."""
+    deadline = time.monotonic() + _BACK_WITHIN_S
+    while True:
+        try:
+            server.set_default(name, version, instance=instance)
+        except ServerError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.2)
+        else:
+            return
 
 
 def _without_previous(

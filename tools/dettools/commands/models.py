@@ -238,7 +238,7 @@ def _promote(args: argparse.Namespace) -> int:
         old = "" if outcome.previous is None or not outcome.previous_served else f"; {outcome.previous} stays served"
         sentence = f"{outcome.name} {outcome.version} is the default{old}"
     else:
-        stays = "is not served" if outcome.previous is None else f"stays at {outcome.previous}"
+        stays = "is not served" if outcome.default is None else f"stays at {outcome.default}"
         sentence = (
             f"{outcome.name} {outcome.version} was NOT promoted ({outcome.failed}): {outcome.reason}\n"
             f"{outcome.name} {stays}"
