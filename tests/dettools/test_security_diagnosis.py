@@ -31,12 +31,14 @@ def test_an_open_server_is_told_what_is_open(state_dir, tmp_path, capsys):
     settings = server.ServerSettings(
         ports=server.free_ports(), host="0.0.0.0", token_auth=False, workers=1, warm_up_s=0
     )
-    server.start([build(tmp_path)], settings, instance=instance)
+    archive = build(tmp_path)
+    server.start([archive], settings, instance=instance)
     try:
         first = found(instance)
         instance.key_path.touch(mode=0o644)
         instance.key_path.chmod(0o644)
         tmp_path.chmod(0o777)
+        archive.chmod(0o666)
         second = found(instance)
         code = main(["doctor", "--security", "--instance", "open", "--json"])
     finally:
@@ -56,7 +58,7 @@ def test_an_open_server_is_told_what_is_open(state_dir, tmp_path, capsys):
     assert {name for name, state in first.items() if state == "fail"} >= opened
     assert "management port" not in first
     assert first["files"] == "ok"
-    assert (second["key_file.json"], second["model store"]) == ("fail", "fail")
+    assert (second["key_file.json"], second["model store"], second[archive.name]) == ("fail", "fail", "fail")
     assert (code, document["ok"]) == (1, False)
     assert {finding["subject"] for finding in document["findings"]} == set(second)
 

@@ -14,7 +14,8 @@ import psutil
 from detserve.errors import DetserveError
 from detserve.instance import Instance, InstanceState, ServedModel
 from detserve.mar import check_archive
-from detserve.signature import check_signature
+from detserve.server import stored_archive
+from detserve.signature import check_signature, signature_path
 
 from dettools.diagnosis import Finding
 
@@ -33,7 +34,7 @@ def diagnose_security(instance: Instance) -> list[Finding]:
         lambda: _tls(instance, state),
         lambda: _tokens(state),
         lambda: _listening(instance, state),
-        lambda: _archives(state),
+        lambda: _archives(instance, state),
         lambda: _files(instance, state),
         lambda: _user(state),
     ]
@@ -117,7 +118,7 @@ def _listening(instance: Instance, state: InstanceState) -> Iterator[Finding]:
         yield Finding("ports", "ok", "management, metrics and TorchServe itself listen on this machine alone")
 
 
-def _archives(state: InstanceState) -> Iterator[Finding]:
+def _archives(instance: Instance, state: InstanceState) -> Iterator[Finding]:
     keys = None if state.trusted_keys is None else [Path(key) for key in state.trusted_keys]
     if keys is None:
         yield Finding(
@@ -127,15 +128,17 @@ def _archives(state: InstanceState) -> Iterator[Finding]:
             "Sign with `detserve archive … --sign KEY`, start with `--require-signature KEY.pub`.",
         )
     for model in state.models:
-        yield _archive(model, keys)
+        yield _archive(instance, model, keys)
 
 
-def _archive(model: ServedModel, keys: list[Path] | None) -> Finding:
-    subject, path = f"{model.name} {model.version}", Path(model.archive)
+def _archive(instance: Instance, model: ServedModel, keys: list[Path] | None) -> Finding:
+    """What is served: a copy of the archive that was named, or a link to it."""
+    subject, path = f"{model.name} {model.version}", stored_archive(instance, model.name, model.version)
     try:
         check_archive(path, built_by_detserve=True, pickles=False)
         if keys is not None:
-            check_signature(path, keys)
+            # What was registered has its signature where it came from, and is checked against it there.
+            check_signature(path if signature_path(path).exists() else Path(model.archive), keys)
     except (DetserveError, OSError) as error:
         return Finding(subject, "fail", str(error), "Build it with `detserve archive`, sign it, and start again.")
     return Finding(subject, "ok", f"no pickle, digests right{'' if keys is None else ', signed by a trusted key'}")
@@ -154,6 +157,10 @@ def _files(instance: Instance, state: InstanceState) -> Iterator[Finding]:
         if mode & 0o007 or (mode & 0o070 and path == instance.key_path):
             closed = False
             yield Finding(path.name, "fail", f"{path} is open to others (mode {mode:o})", f"chmod go= {path}")
+    for archive in sorted({Path(model.archive) for model in state.models}):
+        if _mode(archive) & 0o002:
+            closed = False
+            yield Finding(archive.name, "fail", f"anybody may write into {archive}", f"chmod o-w {archive}")
     for folder in sorted({Path(model.archive).parent for model in state.models}):
         if _mode(folder) & 0o002:
             closed = False
