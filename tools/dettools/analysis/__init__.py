@@ -1,0 +1,1 @@
+"""From predictions to understanding: errors, confusions, occlusion, anchors."""
