@@ -1,5 +1,6 @@
 """Fixtures for all tests: the real data where it lies beside the checkout, and real servers on free ports."""
 
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -34,6 +35,12 @@ _ALONE = (
     "test_promotion.py",
 )
 _ALONE_FOLDERS = ("faults", "fuzz")
+
+
+def pytest_configure() -> None:
+    """A shell starts what runs in the background deaf to Ctrl-C, and every process that a test starts would be so."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
-from detserve.client import parse_detections
+from detserve.detecting_client import parse_detections
 from detserve.eager import EagerModel
 from detserve.errors import DetserveError
 from dettools.benchmark.load import Bounds, Picture, run_load

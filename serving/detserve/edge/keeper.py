@@ -8,7 +8,6 @@ Run as ``python -m detserve.edge.keeper FOLDER``, where FOLDER holds ``plan.json
 as the server.
 """
 
-import contextlib
 import logging
 import os
 import signal
@@ -19,10 +18,8 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
-import psutil
-
 from detserve.edge.configuration import EdgePlan, read_plan
-from detserve.edge.nginx import configure, end_nginx, nginx_processes, roll_logs, start_nginx
+from detserve.edge.nginx import configure, end_nginx, leave_to_finish, roll_logs, start_nginx
 from detserve.edge.tokens import backend_token, publish_tokens
 from detserve.errors import ServerError
 from detserve.instance import Instance, is_alive
@@ -104,12 +101,7 @@ class Keeper:
         """A master that was killed leaves its workers: they answer what they have in hand, and give up the port."""
         self._restarts += 1
         log.warning("nginx ended and is started again (%d times by now)", self._restarts)
-        for process in nginx_processes(self._folder):
-            with contextlib.suppress(psutil.Error):  # it has just ended
-                process.send_signal(signal.SIGQUIT)
-        for name in ("nginx.pid", self.plan.status_socket):
-            (self._folder / name).unlink(missing_ok=True)
-        time.sleep(0.1)
+        leave_to_finish(self.plan)
         self._nginx = start_nginx(self._folder)
 
     def _signal(self, number: signal.Signals) -> None:

@@ -156,3 +156,15 @@ def roll_logs(plan: EdgePlan, *, most_bytes: int = _LOG_BYTES) -> bool:
         path.replace(path.with_suffix(".1.log"))
         rolled = True
     return rolled
+
+
+def leave_to_finish(plan: EdgePlan) -> None:
+    """Make room for another nginx: the one that is there takes nothing more, and answers what it has in hand."""
+    folder = Path(plan.folder)
+    for process in nginx_processes(folder):
+        with contextlib.suppress(psutil.Error):  # it has just ended
+            process.send_signal(signal.SIGQUIT)
+    # Until it has given up its addresses, and taken away its own files.
+    time.sleep(0.2)
+    for name in ("nginx.pid", plan.status_socket):
+        (folder / name).unlink(missing_ok=True)

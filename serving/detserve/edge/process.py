@@ -7,6 +7,7 @@ What runs out, and is changed while requests are served, are the edge's tokens.
 
 import contextlib
 import json
+import logging
 import os
 import signal
 import socket
@@ -20,7 +21,7 @@ from pathlib import Path
 import psutil
 
 from detserve.edge.configuration import EdgePlan, plan_for, read_plan
-from detserve.edge.nginx import configure, find_nginx, in_flight, nginx_processes, wait_until_idle
+from detserve.edge.nginx import configure, find_nginx, in_flight, leave_to_finish, nginx_processes, wait_until_idle
 from detserve.edge.settings import EdgeSettings
 from detserve.edge.tokens import backend_token, publish_tokens, write_new_token
 from detserve.errors import ServerError
@@ -31,6 +32,8 @@ TOKEN_MINUTES = 10 * 365 * 24 * 60.0
 
 _MODULE = "detserve.edge.keeper"
 _START_S = 15.0
+
+log = logging.getLogger("detserve.edge")
 
 
 def edge_state(settings: EdgeSettings, instance: Instance, *, token_auth: bool) -> EdgeState:
@@ -129,21 +132,33 @@ class EdgeProcess:
         plan_path.touch(mode=0o600)
         plan_path.write_text(json.dumps(self.plan.to_json()), encoding="utf-8")
         configure(self.plan)
-        with Path(self.plan.error_log).open("ab") as log:
+        self._start_keeper()
+        deadline = time.monotonic() + _START_S
+        while in_flight(self.plan) is None:
+            if self._process is None or self._process.poll() is not None or time.monotonic() > deadline:
+                raise ServerError(f"The edge did not start: {self._last_words()}")
+            time.sleep(0.05)
+
+    def keep(self) -> None:
+        """Start the keeper again when it was killed; requests in hand are answered meanwhile."""
+        if self._process is None or self._process.poll() is None or self._instance.draining_path.exists():
+            return
+        log.warning("the edge's keeper ended (%s) and is started again", self._process.returncode)
+        leave_to_finish(self.plan)
+        with contextlib.suppress(OSError):  # no process left for it: the next turn
+            self._start_keeper()
+
+    def _start_keeper(self) -> None:
+        with Path(self.plan.error_log).open("ab") as log_file:
             self._process = subprocess.Popen(
                 [sys.executable, "-P", "-m", _MODULE, self.plan.folder],
                 cwd=self.plan.folder,
                 env=os.environ | {FOLDER_VARIABLE: str(self._instance.folder), "OMP_NUM_THREADS": "1"},
                 stdin=subprocess.DEVNULL,
-                stdout=log,
+                stdout=log_file,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
-        deadline = time.monotonic() + _START_S
-        while in_flight(self.plan) is None:
-            if self._process.poll() is not None or time.monotonic() > deadline:
-                raise ServerError(f"The edge did not start: {self._last_words()}")
-            time.sleep(0.05)
 
     def leave(self) -> None:
         """Leave it to itself: from here on it is not ours to wait for."""

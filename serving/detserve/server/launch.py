@@ -92,7 +92,7 @@ def start(
                         raise
         on_ready(started)
         if foreground:
-            _stay(instance, process, monitor, interrupts, on_log)
+            _stay(instance, process, monitor, edge, interrupts, on_log)
     # Left to itself from here on: it is not ours to wait for.
     process.returncode = 0
     if edge is not None:
@@ -189,7 +189,7 @@ def _launch(
         max_request_bytes=settings.max_request_bytes,
         temp_folder=str(temp_folder),
         java=f"{java.version} ({java.source}: {java.path})",
-        trusted_keys=_resolved(settings.trusted_keys),
+        trusted_keys=_absolute(settings.trusted_keys),
         edge=edge,
         open_inference=open_inference,
     )
@@ -198,8 +198,9 @@ def _launch(
     return process, state
 
 
-def _resolved(keys: Sequence[Path] | None) -> tuple[str, ...] | None:
-    return None if keys is None else tuple(str(key.resolve()) for key in keys)
+def _absolute(keys: Sequence[Path] | None) -> tuple[str, ...] | None:
+    """Not resolved: Kubernetes changes a secret by a link above it, and what the link led to is gone then."""
+    return None if keys is None else tuple(str(key.absolute()) for key in keys)
 
 
 def _store(facts: ArchiveFacts, place: Path, settings: ServerSettings) -> None:
@@ -306,12 +307,7 @@ def _warm_up(
 def _start_edge(instance: Instance, state: InstanceState, settings: ServerSettings) -> EdgeProcess | None:
     if settings.edge is None:
         return None
-    edge = EdgeProcess(
-        instance,
-        state,
-        settings.edge,
-        in_flight=settings.job_queue_size,
-    )
+    edge = EdgeProcess(instance, state, settings.edge, in_flight=settings.job_queue_size)
     edge.start()
     return edge
 
@@ -320,6 +316,7 @@ def _stay(
     instance: Instance,
     process: subprocess.Popen[bytes],
     monitor: MonitorProcess,
+    edge: EdgeProcess | None,
     interrupts: Interrupts,
     on_log: Callable[[str], None],
 ) -> None:
@@ -330,6 +327,8 @@ def _stay(
             if not any(question in line for question in _OUR_QUESTIONS):
                 on_log(line)
         monitor.keep()
+        if edge is not None:
+            edge.keep()
         time.sleep(0.1)
     if interrupts.received is not None:
         stop(instance)

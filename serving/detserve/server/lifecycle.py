@@ -155,7 +155,8 @@ def scale(
         archive = known.archive if known else str(before["modelUrl"])
         is_default = known.default if known else False
         model = ServedModel(name, version, archive, is_default, min_workers)
-        on_progress(f"{name} {version}: {len(before['workers'])} → {min_workers} worker(s)")
+        count = len(before["workers"])
+        on_progress(f"{name} {version}: {count} → {min(max(count, min_workers), most)} worker(s)")
         try:
             _wait_until_it_answers(management, instance, state, model, watch, timeout_s)
         except BaseException:
