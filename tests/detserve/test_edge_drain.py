@@ -70,6 +70,38 @@ def foreground(folder):
     server.stop(Instance.named("front"))
 
 
+def test_a_keeper_that_is_killed_comes_back_and_follows_the_tokens(foreground, folder):
+    """Without one nginx would serve on, and a token that is revoked would stay good."""
+    _, status = foreground
+    url, tokens = status["inference_url"], folder / "tokens"
+    instance = Instance.named("front")
+    (keeper,) = (one for one in instance.processes() if "detserve.edge.keeper" in one.cmdline())
+    keeper.kill()
+    tokens.write_text("the-next-token-of-the-tests\n")
+    try:
+        deadline = time.monotonic() + 30
+        while (code := code_of(url)) != 401:
+            assert time.monotonic() < deadline, f"{code}: the token that was revoked"
+            time.sleep(0.3)
+        tokens.write_text(f"{TOKEN}\n")
+        while (code := code_of(url)) != 200:
+            assert time.monotonic() < deadline, f"{code}: the token that holds"
+            time.sleep(0.3)
+        assert [one.pid != keeper.pid for one in instance.processes() if "detserve.edge.keeper" in one.cmdline()] == [
+            True
+        ]
+    finally:
+        tokens.write_text(f"{TOKEN}\n")
+
+
+def code_of(url: str) -> int:
+    """Return the status, 0 while nothing listens."""
+    try:
+        return post(url).status_code
+    except requests.ConnectionError:
+        return 0
+
+
 def test_a_client_has_limits_and_sigterm_answers_what_is_in_flight(foreground):
     process, status = foreground
     url = status["inference_url"]
