@@ -28,6 +28,7 @@ COMMANDS: dict[str, str] = {
     "evaluate": "dettools.commands.evaluate",
     "eval-metric": "dettools.commands.eval_metric",
     "benchmark": "dettools.commands.benchmark",
+    "occluded-recall": "dettools.commands.occluded_recall",
     "optimize-anchors": "dettools.commands.optimize_anchors",
     "flops": "dettools.commands.flops",
     "graph": "dettools.commands.graph",
