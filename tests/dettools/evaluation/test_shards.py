@@ -184,6 +184,19 @@ def test_a_merge_waits_for_the_last_shard(shards, scenes, tmp_path):
     timer.join()
 
 
+def test_a_merge_waits_for_shards_that_have_not_begun(shards, scenes, tmp_path):
+    """As in k8s/evaluate-job, where its pod starts beside theirs and exit code 2 would be the Job's end."""
+    from dettools.evaluation.run import merge
+
+    folder = tmp_path / "shards"
+    with pytest.raises(UnfinishedError):
+        merge(folder, scenes / "annotations.json", wait_s=0)
+    timer = threading.Timer(0.5, lambda: shutil.copytree(shards, tmp_path / "new").rename(folder))
+    timer.start()
+    assert len(merge(folder, scenes / "annotations.json", wait_s=60).answers) == COUNT
+    timer.join()
+
+
 def test_other_annotations_are_refused(shards, scenes, tmp_path, capsys):
     document = json.loads((scenes / "annotations.json").read_text())
     document["annotations"].pop()

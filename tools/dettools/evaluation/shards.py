@@ -254,8 +254,8 @@ def read_parts(folder: Path) -> Parts:
         for path in (folder.iterdir() if folder.is_dir() else ())
         if (match := _FOLDER.fullmatch(path.name)) and path.is_dir()
     )
-    if not found:
-        raise ShardError(
+    if not found:  # also when no shard has begun: Kubernetes starts the merge beside them
+        raise UnfinishedError(
             f"--merge: got {folder}, expected a folder with shard-I-of-N/, as `evaluate --shard` leaves it."
         )
     counts = sorted({count for count, _, _ in found})
