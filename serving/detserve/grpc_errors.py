@@ -112,8 +112,8 @@ def raise_told(answer: bytes, address: str) -> Any:
             f"{address} answered with something that is not JSON: {answer[:100]!r}. Is that a detserve endpoint?",
             type="bad_answer",
         ) from error
-    if isinstance(parsed, dict) and parsed.keys() >= {"code", "type", "message"}:
-        status = int(parsed["code"])
+    if isinstance(parsed, dict) and parsed.keys() >= {"code", "type", "message"} and type(parsed["code"]) is int:
+        status = parsed["code"]
         raise EndpointError(
             str(parsed["message"]),
             status=status,

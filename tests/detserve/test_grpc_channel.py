@@ -109,6 +109,13 @@ def test_a_status_is_the_error_that_rest_gives(script, status, code, kind, retry
     assert (error.value.status, error.value.type, error.value.retryable) == (code, kind, retryable)
 
 
+@pytest.mark.parametrize("code", ['"x"', "null", "1.5"])
+def test_an_answer_that_only_looks_like_an_error_is_an_answer(script, code):
+    script.answers = [f'{{"code":{code},"type":"x","message":"m"}}'.encode()]
+    with client(script) as asking:
+        assert asking.predict("x", b"image")["message"] == "m"
+
+
 def test_what_passes_is_tried_again_and_what_does_not_is_not(script, quick):
     busy = (CODE.RESOURCE_EXHAUSTED, "more requests than are taken", ("retry-after", "7"))
     script.answers = [busy, b'{"code":503,"type":"x","message":"m"}', (CODE.UNAVAILABLE, "Socket closed"), OK]

@@ -2,11 +2,16 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
+import threading
+import time
+import urllib.request
 
 import pytest
 from detserve.instance import Instance
+from detserve.monitor import endpoint
 from detserve.monitor.exposition import exposition, passed_on
 from detserve.monitor.queue_times import QueueTimes
 from detserve.monitor.readiness import alive_workers, model_reasons, readiness
@@ -289,3 +294,34 @@ def test_a_drain_is_said_first(tmp_path):
 def test_a_monitor_without_a_server_ends_at_once(tmp_path):
     command = [sys.executable, "-m", "detserve.monitor", str(tmp_path), "127.0.0.1", "0"]
     assert subprocess.run(command, timeout=60, check=False).returncode == 0
+
+
+class Living:
+    """A server that lives, as far as the endpoint asks."""
+
+    def live(self):
+        return ""
+
+
+def test_clients_that_send_a_byte_now_and_then_do_not_keep_their_places(monkeypatch):
+    """A liveness probe that finds no room restarts a pod that does its work."""
+    monkeypatch.setattr(endpoint, "_TIMEOUT_S", 0.8)
+    with endpoint.Endpoint("127.0.0.1", 0, Living()) as here:
+        threading.Thread(target=here.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+        slow = [socket.create_connection(here.server_address) for _ in range(endpoint._MOST_AT_ONCE)]
+        cut = set()
+        for _ in range(100):
+            for number, connection in enumerate(slow):
+                try:
+                    connection.sendall(b"G")
+                except OSError:
+                    cut.add(number)
+            if len(cut) == len(slow):
+                break
+            time.sleep(0.1)
+        with urllib.request.urlopen(f"http://127.0.0.1:{here.server_address[1]}/live", timeout=10) as answer:
+            assert answer.status == 200
+        here.shutdown()
+        for connection in slow:
+            connection.close()
+    assert len(cut) == len(slow)

@@ -1,10 +1,11 @@
 """The monitor's three addresses, for Prometheus, for probes and for people with curl."""
 
+import contextlib
 import json
 import logging
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from socket import AF_INET6
+from socket import AF_INET6, SHUT_RDWR, socket
 from typing import Any
 
 from detserve.monitor.exposition import CONTENT_TYPE
@@ -42,14 +43,24 @@ class Endpoint(ThreadingHTTPServer):
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
         """Answer, and make room again."""
+        # The socket's own timeout begins anew with every byte: who sends one now and then would keep a probe's place.
+        end = threading.Timer(_TIMEOUT_S, _cut, [request])
+        end.daemon = True
+        end.start()
         try:
             super().process_request_thread(request, client_address)
         finally:
+            end.cancel()
             self._room.release()
 
     def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ARG002
         """Log what went wrong with one client, in one line: mostly it left."""
         logging.getLogger("detserve.monitor").debug("%s left", client_address, exc_info=True)
+
+
+def _cut(connection: socket) -> None:
+    with contextlib.suppress(OSError):  # closed meanwhile
+        connection.shutdown(SHUT_RDWR)
 
 
 class _Handler(BaseHTTPRequestHandler):
