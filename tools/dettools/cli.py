@@ -30,6 +30,8 @@ COMMANDS: dict[str, str] = {
     "benchmark": "dettools.commands.benchmark",
     "occluded-recall": "dettools.commands.occluded_recall",
     "optimize-anchors": "dettools.commands.optimize_anchors",
+    "view": "dettools.commands.view",
+    "browse-dataset": "dettools.commands.browse_dataset",
     "flops": "dettools.commands.flops",
     "graph": "dettools.commands.graph",
     "doctor": "dettools.commands.doctor",

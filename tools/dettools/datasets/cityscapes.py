@@ -1,0 +1,110 @@
+"""Cityscapes: the objects of a street scene as one picture of numbers.
+
+    leftImg8bit/{split}/{city}/x_leftImg8bit.png        the photograph
+    gtFine/{split}/{city}/x_gtFine_instanceIds.png      24 and more: label · 1000 + number, or the label of a group
+
+Of the labels with instances those are taken that Cityscapes evaluates (cityscapesScripts, ``labels.py``); caravans and
+trailers are not. Category ids are Cityscapes' own. A group that could not be told apart is a crowd.
+"""
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from dettools.datasets.dataset import Dataset, DatasetFormatError, DocumentBuilder, Progress, read_header
+
+LABELS = {
+    24: "person",
+    25: "rider",
+    26: "car",
+    27: "truck",
+    28: "bus",
+    31: "train",
+    32: "motorcycle",
+    33: "bicycle",
+}
+IMAGES, TRUTH = "leftImg8bit", "gtFine"
+_FIRST_LABEL = 24
+
+
+def read_cityscapes(
+    folder: Path, *, images: Path | None = None, split: str | None = None, progress: Progress | None = None
+) -> Dataset:
+    """Read a folder with ``leftImg8bit`` and ``gtFine``; masks become COCO RLE.
+
+    Args:
+        folder: that holds both.
+        images: instead of ``folder/leftImg8bit``.
+        split: train, val or test; None reads all that are there.
+        progress: told of each photograph.
+
+    Raises:
+        DatasetFormatError: there is no photograph, or no such split.
+    """
+    photographs, truth = images or folder / IMAGES, folder / TRUTH
+    within = f"{split}/" if split else ""
+    files = sorted(photographs.glob(f"{within}**/*_{IMAGES}.png"))
+    if not files:
+        there = ", ".join(sorted(one.name for one in photographs.glob("*") if one.is_dir()))
+        raise DatasetFormatError(
+            f"{photographs}/{within}: got no *_{IMAGES}.png, expected Cityscapes' photographs"
+            + (f"; there are {there}." if there else ".")
+        )
+    builder = DocumentBuilder()
+    unlabelled = 0
+    for number, file in enumerate(files, start=1):
+        relative = file.relative_to(photographs)
+        stem = file.name.removesuffix(f"_{IMAGES}.png")
+        numbers = truth / relative.parent / f"{stem}_{TRUTH}_instanceIds.png"
+        try:
+            size = read_header(file).shown
+        except OSError:
+            size = (0, 0)
+        image = builder.image(relative.as_posix(), size, file)
+        if numbers.is_file():
+            _read_objects(numbers, image, builder)
+        else:
+            unlabelled += 1
+        if progress:
+            progress(number, len(files))
+    notes = []
+    if unlabelled:
+        notes.append(f"{unlabelled} of {len(files)} photographs have no {TRUTH} picture: they count as empty")
+    categories = [{"id": identifier, "name": name} for identifier, name in LABELS.items()]
+    return builder.finish("cityscapes", folder, categories, notes)
+
+
+def _read_objects(path: Path, image: int, builder: DocumentBuilder) -> None:
+    from hotcoco import mask
+
+    try:
+        with Image.open(path) as picture:
+            numbers = np.asarray(picture)
+    except (OSError, ValueError, SyntaxError) as error:
+        builder.problem("bad_label", f"{path.name}: cannot be read: {error}", image)
+        return
+    if numbers.ndim != 2:
+        builder.problem("bad_label", f"{path.name}: got {numbers.shape[2]} channels, expected one of numbers", image)
+        return
+    height, width = numbers.shape
+    entry = builder.images[image]
+    if (entry["width"], entry["height"]) != (width, height):
+        shown = f"{entry['width']} × {entry['height']}"
+        builder.problem("size_mismatch", f"{path.name}: got {width} × {height}, the photograph has {shown}", image)
+    for value in np.unique(numbers[numbers >= _FIRST_LABEL]).tolist():
+        crowd = value < 1000
+        label = value if crowd else value // 1000
+        if label not in LABELS:
+            continue
+        rle = mask.encode(np.asfortranarray(numbers == value, np.uint8))
+        rows, columns = (np.flatnonzero((numbers == value).any(axis=axis)) for axis in (1, 0))
+        box = (columns[0], rows[0], columns[-1] - columns[0] + 1, rows[-1] - rows[0] + 1)
+        builder.annotation(
+            image,
+            label,
+            box,
+            area=float(mask.area(rle)),
+            iscrowd=int(crowd),
+            segmentation={"size": [height, width], "counts": rle["counts"].decode()},
+        )
