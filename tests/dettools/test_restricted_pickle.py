@@ -134,7 +134,7 @@ class Malicious:
 def test_a_malicious_pickle_does_nothing(protocol, tmp_path):
     touched = tmp_path / "touched"
     content = pickle.dumps([np.zeros(3), Malicious(touched)], protocol)
-    assert ".exec, but predictions hold arrays" in message_of(tmp_path, content)
+    assert ".exec, but predictions and weights hold arrays" in message_of(tmp_path, content)
     assert not touched.exists()
     # The file is what it seems: Python's own unpickler obeys it.
     pickle.loads(content)
@@ -152,7 +152,7 @@ def test_a_malicious_storage_inside_a_tensor_does_nothing(tmp_path):
             return (torch.storage._load_from_bytes, (inner.getvalue(),))
 
     content = pickle.dumps(Storage())
-    assert ".exec, but predictions hold arrays" in message_of(tmp_path, content)
+    assert ".exec, but predictions and weights hold arrays" in message_of(tmp_path, content)
     assert not touched.exists()
     pickle.loads(content)
     assert touched.exists()

@@ -1,4 +1,4 @@
-"""Reading a pickle of predictions from a stranger: arrays, tensors and plain values, and nothing else.
+"""Reading a pickle of predictions or weights from a stranger: arrays, tensors and plain values, and nothing else.
 
 A pickle is a program. Its instructions call whatever they name; here they can name a dozen functions, all of them of
 this file, which build plain values:
@@ -46,8 +46,12 @@ class RestrictedPickleError(DetserveError):
     """A pickle holds what it must not hold, or is damaged."""
 
 
-def load_restricted(path: Path) -> Any:
+def load_restricted(path: Path, *, encoding: str = "ASCII") -> Any:
     """Read a pickle, or a file of `torch.save`; tensors come as arrays.
+
+    Args:
+        path: the file.
+        encoding: of the texts that Python 2 wrote; ``latin1`` where arrays are among them.
 
     Returns:
         Nested lists, tuples, sets and dicts of numbers, texts, bytes, None and ``numpy.ndarray``.
@@ -61,7 +65,9 @@ def load_restricted(path: Path) -> Any:
         raise RestrictedPickleError(f"{path}: cannot be read: {error.strerror or error}") from None
     try:
         saved_by_torch = content.startswith((_ZIP, _LEGACY_TORCH))
-        return _finished(_torch_load(content) if saved_by_torch else _Unpickler(io.BytesIO(content)).load())
+        return _finished(
+            _torch_load(content) if saved_by_torch else _Unpickler(io.BytesIO(content), encoding=encoding).load()
+        )
     except RestrictedPickleError as error:
         raise RestrictedPickleError(f"{path}: {error}") from None
     except RecursionError:
@@ -296,8 +302,8 @@ class _Unpickler(pickle.Unpickler):
 
 def _refusal(module: str, name: str) -> RestrictedPickleError:
     return RestrictedPickleError(
-        f"names {module}.{name}, but predictions hold arrays, tensors and plain values only; nothing of it was run. "
-        "If the file is your own, write it again as COCO results JSON or with plain arrays."
+        f"names {module}.{name}, but predictions and weights hold arrays, tensors and plain values only; nothing of it "
+        "was run. If the file is your own, write it again with plain arrays, or predictions as COCO results JSON."
     )
 
 
@@ -327,7 +333,7 @@ def _finished(value: Any, above: tuple[int, ...] = ()) -> Any:
     if isinstance(value, _Maker | _Dtype):
         raise RestrictedPickleError("holds a type where a value was expected")
     raise RestrictedPickleError(
-        f"holds a {type(value).__name__}, but predictions hold arrays, tensors and plain values"
+        f"holds a {type(value).__name__}, but predictions and weights hold arrays, tensors and plain values"
     )
 
 

@@ -1,0 +1,1 @@
+"""Weights from one architecture or version to another, each with a table, a proof and a certificate."""
