@@ -30,6 +30,8 @@ COMMANDS: dict[str, str] = {
     "benchmark": "dettools.commands.benchmark",
     "occluded-recall": "dettools.commands.occluded_recall",
     "optimize-anchors": "dettools.commands.optimize_anchors",
+    "confusion-matrix": "dettools.commands.confusion_matrix",
+    "analyze-results": "dettools.commands.analyze_results",
     "view": "dettools.commands.view",
     "browse-dataset": "dettools.commands.browse_dataset",
     "upgrade-checkpoint": "dettools.commands.upgrade_checkpoint",
