@@ -32,6 +32,7 @@ COMMANDS: dict[str, str] = {
     "optimize-anchors": "dettools.commands.optimize_anchors",
     "confusion-matrix": "dettools.commands.confusion_matrix",
     "analyze-results": "dettools.commands.analyze_results",
+    "analyze-logs": "dettools.commands.analyze_logs",
     "view": "dettools.commands.view",
     "browse-dataset": "dettools.commands.browse_dataset",
     "upgrade-checkpoint": "dettools.commands.upgrade_checkpoint",
