@@ -1,7 +1,7 @@
 """Every positional and flag of the original scripts is taken: it works, or the help says what it does here.
 
-One file for each command in original_flags/: ``COMMAND``, ``BASE`` (its positionals) and ``FLAGS``, rows of the words on
-the command line and "works" or the words of the help that say what comes instead.
+One file for each command in original_flags/: ``COMMAND``, ``BASE`` (its positionals) and ``FLAGS``, rows of the
+words on the command line and "works" or the words of the help that say what comes instead.
 """
 
 import runpy
