@@ -71,7 +71,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def run(args: argparse.Namespace) -> int:
     """Serve the page until Ctrl-C; return the exit code."""
-    from dettools.reports.gallery import CLASS_COLOURS, COLOURS, WORDS, open_photograph
+    from dettools.reports.gallery import CLASS_COLOURS, COLOURS, WORDS
+    from dettools.reports.pictures import upright_rgb
     from dettools.viewer.live import LiveModel
     from dettools.viewer.photographs import Photographs
     from dettools.viewer.server import ViewServer
@@ -92,7 +93,7 @@ def run(args: argparse.Namespace) -> int:
     }
     with contextlib.ExitStack() as stack:
         live = stack.enter_context(LiveModel(Endpoint.of(args), args.model)) if args.model else None
-        server = stack.enter_context(ViewServer(data, live, Photographs(open_photograph), settings, port=args.port))
+        server = stack.enter_context(ViewServer(data, live, Photographs(upright_rgb), settings, port=args.port))
         out = sys.stderr if args.json else sys.stdout
         print(f"{server.url}   (Ctrl-C ends it)", file=out, flush=True)
         if args.json:

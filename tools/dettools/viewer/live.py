@@ -104,7 +104,7 @@ class LiveModel:
             path.unlink()
             raise
         found = parse_detections(answer)
-        entries = answer.get("detections") if isinstance(answer, dict) else answer
+        entries: list[dict[str, Any]] = answer["detections"] if isinstance(answer, dict) else answer
         with self._lock:
             self._photographs[number] = path
             while len(self._photographs) > _KEPT:

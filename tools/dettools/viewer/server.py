@@ -127,6 +127,7 @@ class ViewServer(ThreadingHTTPServer):
             "iou_type": sources.iou_type if sources else "bbox",
             "notes": list(sources.notes) if sources else [],
             "model": live.model if live else None,
+            "model_classes": list(live.categories) if live else [],
             "largest_upload": LARGEST_UPLOAD,
             "started": self.started,
         }

@@ -437,51 +437,48 @@ function runsOf(counts) {
   return runs;
 }
 
-// A canvas with the mask in one colour; it covers the whole image in at most 1,024 px.
-function stencil(mask, [width, height], colour) {
-  const canvas = document.createElement("canvas"), scale = Math.min(1, 1024 / Math.max(width, height));
-  canvas.width = Math.max(1, Math.round(width * scale));
-  canvas.height = Math.max(1, Math.round(height * scale));
-  const brush = canvas.getContext("2d");
-  brush.fillStyle = colour;
+// The parts of a mask as paths in pixels of the image.
+function pathsOf(mask) {
   if (Array.isArray(mask)) {
-    for (const polygon of mask) {
-      brush.beginPath();
-      for (let at = 0; at + 1 < polygon.length; at += 2) brush.lineTo(polygon[at] * canvas.width / width, polygon[at + 1] * canvas.height / height);
-      brush.fill();
-    }
-    return canvas;
+    return mask.map((polygon) => {
+      const path = new Path2D();
+      for (let at = 0; at + 1 < polygon.length; at += 2) path.lineTo(polygon[at], polygon[at + 1]);
+      return path;
+    });
   }
-  const [rows_, columns] = mask.size, across = canvas.width / columns, down = canvas.height / rows_;
-  brush.beginPath();
+  const path = new Path2D(), height = mask.size[0];
   let at = 0;
   runsOf(mask.counts).forEach((length, place) => {
-    for (let left = length; place % 2 && left > 0;) {
-      const column = Math.floor(at / rows_), row = at % rows_, run = Math.min(left, rows_ - row);
-      brush.rect(column * across, row * down, across + 0.5, run * down);
+    const end = at + length;
+    while (place % 2 && at < end) {
+      const row = at % height, run = Math.min(end - at, height - row);
+      path.rect(Math.floor(at / height), row, 1.02, run);
       at += run;
-      left -= run;
     }
-    if (place % 2 === 0) at += length;
+    at = end;
   });
-  brush.fill();
-  return canvas;
+  return [path];
 }
 
+const scratch = document.createElement("canvas").getContext("2d");
+
+// Each mask is painted solid on a canvas of its own and then laid over: its parts must not darken one another.
 function drawMasks() {
-  const { shown, marks } = state, canvas = $("masks"), brush = canvas.getContext("2d");
+  const { shown, marks } = state, brush = $("masks").getContext("2d");
   const predictionsHaveMasks = marks.some((one) => one.side === "prediction" && one.mask);
   const veiled = state.show.masks ? marks.filter((one) => one.mask && !(one.side === "truth" && one.role === "tp" && predictionsHaveMasks)) : [];
-  canvas.hidden = !veiled.length;
-  $("boxes").dataset.masks = veiled.length;
-  if (!veiled.length) { canvas.width = canvas.height = 1; return; }
   const [width, height] = shown.details.size, scale = Math.min(1, 1024 / Math.max(width, height));
-  canvas.width = Math.max(1, Math.round(width * scale));
-  canvas.height = Math.max(1, Math.round(height * scale));
+  const size = veiled.length ? [Math.max(1, Math.round(width * scale)), Math.max(1, Math.round(height * scale))] : [1, 1];
+  for (const canvas of [brush.canvas, scratch.canvas]) [canvas.width, canvas.height] = size;
+  $("masks").dataset.masks = veiled.length;
   brush.globalAlpha = VEIL;
+  scratch.setTransform(size[0] / width, 0, 0, size[1] / height, 0, 0);
   for (const one of veiled.toReversed()) {
-    if (one.shape.stencil?.colour !== one.colour) one.shape.stencil = { colour: one.colour, canvas: stencil(one.mask, shown.details.size, one.colour) };
-    brush.drawImage(one.shape.stencil.canvas, 0, 0, canvas.width, canvas.height);
+    one.shape.paths ??= pathsOf(one.mask);
+    scratch.clearRect(0, 0, width, height);
+    scratch.fillStyle = one.colour;
+    for (const path of one.shape.paths) scratch.fill(path);
+    brush.drawImage(scratch.canvas, 0, 0);
   }
 }
 
@@ -517,8 +514,7 @@ function drawLegend() {
   const { marks, meta, shown } = state, parts = [];
   const count = (role, side) => marks.filter((one) => one.role === role && (!side || one.side === side)).length;
   if (judged() && shown.image >= 0) {
-    $("counts").replaceChildren();
-    for (const [role, number] of [["tp", count("tp", state.show.predictions ? "prediction" : "truth")], ["fp", count("fp")], ["fn", count("fn")], ["ignored", count("ignored")]]) {
+      for (const [role, number] of [["tp", count("tp", state.show.predictions ? "prediction" : "truth")], ["fp", count("fp")], ["fn", count("fn")], ["ignored", count("ignored")]]) {
       if (role !== "ignored" || number) parts.push(chip(role, number, meta.words[role]));
     }
     if (count("tp", "truth")) parts.push(element("span", { class: "chip" }, dot("tp", true), "ground truth of a found one"));
@@ -798,7 +794,8 @@ async function begin() {
   state.index = meta.images ? await json("/api/index") : { names: [], missing: [], categories: [], detection_ends: [], label: [], score: [], object_ends: [], object_class: [], crowd: [] };
   state.names = state.index.names;
   state.missing = new Set(state.index.missing);
-  state.classes = [...state.index.categories];
+  // The model's other classes come after the data set's, so that each keeps its colour.
+  state.classes = [...state.index.categories, ...meta.model_classes.filter((name) => !state.index.categories.includes(name))];
   state.on = state.classes.map(() => true);
   state.score = meta.has_predictions || meta.model ? Number(words.get("score") ?? meta.score_threshold) : 0;
   state.iou = Number(words.get("iou") ?? meta.iou_threshold);
