@@ -50,8 +50,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "--normalize",
         choices=("rows", "columns", "all", "none"),
         default="rows",
-        help="what the picture shows: % of each class's objects (rows, the default), of its detections (columns), of "
-        "all, or counts (none). JSON and page have all of them",
+        help="the picture's cells as shares of each class's objects (rows, the default), of its detections (columns), "
+        "of all, or as counts (none); JSON and page have all of them",
     )
     parser.add_argument(
         "--max-classes", type=_count, default=40, metavar="N", help="in the picture: those confused most (default: 40)"
