@@ -251,10 +251,19 @@ def segmentation_faults(
     elif isinstance(segmentation, Mapping) and isinstance(segmentation.get("size"), list | tuple):
         if not isinstance(segmentation.get("counts"), str | bytes | list):
             yield "bad_segmentation", "an RLE without counts"
+        elif isinstance(segmentation["counts"], list) and not _fills(segmentation["counts"], segmentation["size"]):
+            yield "bad_segmentation", f"RLE whose counts are not those of {segmentation['size']}"
         elif size is not None and tuple(segmentation["size"]) != size[::-1]:
             yield "bad_segmentation", f"RLE of height, width {segmentation['size']}; the image has {list(size[::-1])}"
     else:
         yield "bad_segmentation", f"got {str(segmentation)[:60]}"
+
+
+def _fills(counts: Sequence[object], size: Sequence[object]) -> bool:
+    """Whether the runs of an RLE are as many pixels as it has."""
+    numbers = [*counts, *size]
+    whole = [number for number in numbers if is_id(number) and number >= 0]
+    return len(whole) == len(numbers) and len(size) == 2 and sum(whole[:-2]) == whole[-2] * whole[-1]
 
 
 def _is_polygon(value: object) -> bool:

@@ -154,8 +154,8 @@ class _Pictures:
     def find(self, annotation: Path, named: str) -> Path | None:
         for folder in self._folders(annotation):
             files = self._files(folder)
-            # A <filename> may be of another machine, without its suffix, or wrong: the XML file's own name is right.
-            for name in (named, named + ".jpg", *(annotation.stem + suffix for suffix in sorted(SUFFIXES))):
+            # <filename> may be another machine's, a copy's or without suffix: training goes by the XML file's name.
+            for name in (*(annotation.stem + suffix for suffix in sorted(SUFFIXES)), named, named + ".jpg"):
                 if name.lower() in files:
                     return files[name.lower()]
         return None

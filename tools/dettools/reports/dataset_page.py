@@ -21,7 +21,7 @@ from dettools.datasets.dataset import Dataset, Problem, box_of, is_id
 from dettools.datasets.inspection import KINDS, Inspection
 from dettools.datasets.statistics import SIZES, DatasetStatistics, Distribution, area_of, size_name
 from dettools.reports.dataset_pictures import Drawn
-from dettools.reports.dataset_tables import range_line, sizes_line
+from dettools.reports.dataset_tables import image_sizes_line, range_line, sizes_line
 from dettools.reports.evaluation_page import svg
 
 # As many cases of one kind as the page lists; problems.csv has them all.
@@ -90,7 +90,7 @@ def _content(
             ("COCO sizes", sizes_line(statistics)),
             ("width / height", range_line(statistics.aspect_ratio)),
             ("side, as a share of the image's", range_line(statistics.relative_side)),
-            ("image sizes", _image_sizes(statistics)),
+            ("image sizes", image_sizes_line(statistics, 5)),
         ],
         "plots": [(title, Markup(picture)) for title, picture in _plots(statistics)],  # noqa: S704 - our own SVG
         "classes": [(one, f"{100 * one.objects / most:.1f}" if most else "0") for one in classes],
@@ -147,12 +147,6 @@ def _kind(dataset: Dataset, inspection: Inspection, kind: str) -> dict[str, Any]
 
 def _case(dataset: Dataset, problem: Problem) -> tuple[str, str]:
     return "" if problem.image is None else dataset.name_of(problem.image), problem.detail
-
-
-def _image_sizes(statistics: DatasetStatistics) -> str:
-    shown = ", ".join(f"{width} × {height} ({count})" for width, height, count in statistics.image_sizes[:5])
-    rest = len(statistics.image_sizes) - 5
-    return (shown or "–") + (f" and {rest} more" if rest > 0 else "")
 
 
 def _plots(statistics: DatasetStatistics) -> list[tuple[str, str]]:

@@ -5,7 +5,7 @@ grey is put around it, so that they can be seen.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,8 @@ from dettools.image_files import unique_stems
 from dettools.reports.gallery import Mark, PictureError, draw_marks, object_marks, open_photograph
 
 PICTURES, THUMBNAILS = "pictures", "thumbnails"
-LONGEST_PX, THUMBNAIL_PX = 1400, 320
+# Longer side; small photographs are enlarged, so that tags and lines are sharp.
+SHORTEST_PX, LONGEST_PX, THUMBNAIL_PX = 900, 1400, 320
 _GROUND = (120, 124, 130)
 # So much of a photograph's side is put around it at most.
 _WIDEST_BORDER = 0.5
@@ -51,25 +52,27 @@ def draw_pictures(dataset: Dataset, inspection: Inspection, places: Sequence[int
             photograph = open_photograph(path, size_of(dataset.images[place]))
         except PictureError as error:
             known = any(one.kind == "unreadable_image" for one in inspection.of_image.get(place, ()))
-            found = () if known else (Problem("unreadable_image", f"{path.name}: {error}", place),)
-            yield Drawn(place, None, None, found)
+            said = f"{path.name}: {str(error).removeprefix(f'{path}: ')}"
+            yield Drawn(place, None, None, () if known else (Problem("unreadable_image", said, place),))
             continue
-        marks = marks_of(dataset, inspection, place)
-        problems: tuple[Problem, ...] = ()
-        photograph, marks = _with_border(photograph, marks)
-        longest = max(photograph.size)
-        try:
-            picture = draw_marks(photograph, marks, long_side=LONGEST_PX if longest > LONGEST_PX else None)
-        except (ValueError, TypeError, LookupError, RuntimeError) as error:
-            # Of all that is drawn only a mask is not checked whole before: its counts.
-            problems = (Problem("bad_segmentation", f"{dataset.name_of(place)}: {error}", place),)
-            marks = [Mark(mark.box_xywh, mark.text, mark.role, None, mark.colour) for mark in marks]
-            picture = draw_marks(photograph, marks, long_side=LONGEST_PX if longest > LONGEST_PX else None)
-        bare = [Mark(mark.box_xywh, "", mark.role, mark.segmentation, mark.colour) for mark in marks]
+        photograph, marks = _with_border(photograph, marks_of(dataset, inspection, place))
         large, small = f"{PICTURES}/{stems[place]}.jpg", f"{THUMBNAILS}/{stems[place]}.jpg"
-        picture.save(folder / large, quality=88)
-        draw_marks(photograph, bare, long_side=THUMBNAIL_PX).save(folder / small, quality=82)
+        problems: tuple[Problem, ...] = ()
+        try:
+            _save(photograph, marks, folder / large, folder / small)
+        except (ValueError, TypeError, LookupError, RuntimeError) as error:
+            # Of all that is drawn only the counts of an RLE have not been looked at before.
+            problems = (Problem("bad_segmentation", f"{dataset.name_of(place)}: {error}", place),)
+            _save(photograph, [replace(mark, segmentation=None) for mark in marks], folder / large, folder / small)
         yield Drawn(place, large, small, problems)
+
+
+def _save(photograph: Image.Image, marks: Sequence[Mark], picture: Path, thumbnail: Path) -> None:
+    longest = min(max(max(photograph.size), SHORTEST_PX), LONGEST_PX)
+    # Without subsampling: thin coloured lines turn pale with it.
+    draw_marks(photograph, marks, long_side=longest).save(picture, quality=85, subsampling=0)
+    bare = [replace(mark, text="") for mark in marks]
+    draw_marks(photograph, bare, long_side=THUMBNAIL_PX).save(thumbnail, quality=85, subsampling=0)
 
 
 def marks_of(dataset: Dataset, inspection: Inspection, place: int) -> list[Mark]:
@@ -83,8 +86,9 @@ def marks_of(dataset: Dataset, inspection: Inspection, place: int) -> list[Mark]
         for mark in object_marks([_drawable(dataset.annotations[annotation])], dataset.names):
             if annotation in words:
                 said = ", ".join(dict.fromkeys(words[annotation]))
-                mark = Mark(mark.box_xywh, f"{mark.text}: {said}", "fp", mark.segmentation)
-            marks.append(mark)
+                marks.append(Mark(mark.box_xywh, f"{mark.text}: {said}", "fp", mark.segmentation))
+            else:
+                marks.append(mark)
     return marks
 
 
@@ -117,7 +121,7 @@ def _with_border(photograph: Image.Image, marks: list[Mark]) -> tuple[Image.Imag
     if not any(borders):
         return photograph, marks
     # Room for the line of the box that reaches farthest.
-    borders = [border + max(4, round(max(width, height) / 80)) for border in borders]
+    borders = [border + max(4, round(max(width, height) / 80)) if border else 0 for border in borders]
     sheet = Image.new("RGB", (width + borders[0] + borders[2], height + borders[1] + borders[3]), _GROUND)
     sheet.paste(photograph, (borders[0], borders[1]))
     return sheet, [_moved(mark, borders[0], borders[1], sheet.size) for mark in marks]
@@ -134,7 +138,7 @@ def _moved(mark: Mark, x: int, y: int, size: tuple[int, int]) -> Mark:
         segmentation = [
             [value + (x, y)[place % 2] for place, value in enumerate(polygon)] for polygon in mark.segmentation
         ]
-    return Mark((x1, y1, x2 - x1, y2 - y1), mark.text, mark.role, segmentation, mark.colour)
+    return replace(mark, box_xywh=(x1, y1, x2 - x1, y2 - y1), segmentation=segmentation)
 
 
 def _stems(dataset: Dataset, places: Sequence[int]) -> dict[int, str]:

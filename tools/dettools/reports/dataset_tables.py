@@ -54,20 +54,26 @@ def range_line(values: Distribution, unit: str = "") -> str:
     return f"median {values.median:.3g}{unit}, 90% from {values.p05:.3g} to {values.p95:.3g}{unit}"
 
 
+def image_sizes_line(statistics: DatasetStatistics, most: int) -> str:
+    """Return the most frequent image sizes."""
+    shown = ", ".join(f"{width} × {height} ({count})" for width, height, count in statistics.image_sizes[:most])
+    rest = len(statistics.image_sizes) - most
+    return (shown or "–") + (f" and {rest} more" if rest > 0 else "")
+
+
 def _print_overview(dataset: Dataset, statistics: DatasetStatistics, console: Console) -> None:
-    crowds = f", {statistics.crowds} crowds" if statistics.crowds else ""
-    table = Table(show_header=False, box=None, pad_edge=False)
-    table.add_row("data set", escape(f"{dataset.path} ({dataset.format})"))
-    table.add_row("images", f"{statistics.images}, {statistics.empty_images} of them without an object")
-    table.add_row("objects", f"{statistics.objects} in {len(statistics.classes)} classes{crowds}")
-    table.add_row("sizes", sizes_line(statistics))
-    table.add_row("objects an image", range_line(statistics.objects_per_image))
-    table.add_row("width / height", range_line(statistics.aspect_ratio))
-    if statistics.image_sizes:
-        most = ", ".join(f"{width} × {height} ({count})" for width, height, count in statistics.image_sizes[:3])
-        rest = len(statistics.image_sizes) - 3
-        table.add_row("image sizes", most + (f" and {rest} more" if rest > 0 else ""))
-    console.print(table, highlight=False)
+    crowds = f", crowds: {statistics.crowds}" if statistics.crowds else ""
+    rows = {
+        "data set": f"{dataset.path} ({dataset.format})",
+        "images": f"{statistics.images}, {statistics.empty_images} of them without an object",
+        "objects": f"{statistics.objects}, classes: {len(statistics.classes)}{crowds}",
+        "sizes": sizes_line(statistics),
+        "objects an image": range_line(statistics.objects_per_image),
+        "width / height": range_line(statistics.aspect_ratio),
+        "image sizes": image_sizes_line(statistics, 3),
+    }
+    for name, value in rows.items():
+        console.print(f"{name:<18}{value}", markup=False, highlight=False, soft_wrap=True)
 
 
 def _classes(statistics: DatasetStatistics) -> Table:
@@ -76,10 +82,10 @@ def _classes(statistics: DatasetStatistics) -> Table:
     shown = with_objects[:MOST_CLASSES]
     parts = []
     if len(with_objects) > len(shown):
-        parts.append(f"{len(with_objects) - len(shown)} more classes with fewer objects")
+        parts.append(f"{len(with_objects) - len(shown)} with fewer objects")
     if len(rows) > len(with_objects):
         names = ", ".join(one.name for one in rows if one not in with_objects)
-        parts.append(f"{len(rows) - len(with_objects)} classes without any object: {names}")
+        parts.append(f"classes without any object, {len(rows) - len(with_objects)}: {names}")
     table = Table(
         header_style="bold",
         box=box.SIMPLE_HEAD,
