@@ -146,9 +146,8 @@ def _event_class() -> Any:
         message = file.message_type.add(name=name)
         for field, number, kind, repeated, type_name in fields:
             label = kinds.LABEL_REPEATED if repeated else kinds.LABEL_OPTIONAL
-            message.field.add(
-                name=field, number=number, type=kind, label=label, type_name=type_name and f".detserve.{type_name}"
-            )
+            named = {"type_name": f".detserve.{type_name}"} if type_name else {}
+            message.field.add(name=field, number=number, type=kind, label=label, **named)
 
     declare(
         "Tensor",

@@ -37,7 +37,9 @@ class Curve:
         points: those that are finite, in order.
         lost: those that are NaN or infinite, in order.
         absent: values of -1, COCO's word for "no such objects".
-        smoothed: of the points, by an exponential moving average; the values themselves without smoothing.
+        smoothed_by: weight of the past in the moving average; 0 for evaluations and learning rates, which have no noise
+            to look through.
+        smoothed: of the points; the values themselves without smoothing.
     """
 
     log: str
@@ -47,6 +49,7 @@ class Curve:
     points: tuple[Point, ...]
     lost: tuple[Point, ...]
     absent: int
+    smoothed_by: float
     smoothed: tuple[float, ...]
 
     @property
@@ -73,6 +76,7 @@ class Curve:
             "best": self.best and vars(self.best),
             "not_finite": {"count": len(self.lost), "steps": [point.step for point in self.lost]},
             "absent": self.absent,
+            "smoothed_by": self.smoothed_by,
             "points": [
                 {**vars(point), "smoothed": smooth} for point, smooth in zip(self.points, self.smoothed, strict=True)
             ],
@@ -124,6 +128,7 @@ def curve_of(log: TrainingLog, key: str, *, start_epoch: int = 1, smoothing: flo
             f"{log.name}: {metric} is -1 throughout: the evaluated images have no objects of that kind. Name another "
             "metric."
         )
+    weight = 0.0 if evaluation or scale_of(metric) == "learning rate" else smoothing
     finite = tuple(point for point in told if math.isfinite(point.value) and point not in absent)
     return Curve(
         log=log.name,
@@ -133,7 +138,8 @@ def curve_of(log: TrainingLog, key: str, *, start_epoch: int = 1, smoothing: flo
         points=finite,
         lost=tuple(point for point in told if not math.isfinite(point.value)),
         absent=len(absent),
-        smoothed=tuple(smoothed([point.value for point in finite], smoothing)),
+        smoothed_by=weight,
+        smoothed=tuple(smoothed([point.value for point in finite], weight)),
     )
 
 

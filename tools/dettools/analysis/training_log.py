@@ -198,8 +198,12 @@ def _starts(rows: Sequence[Row]) -> list[list[Row]]:
     found: list[list[Row]] = []
     last = math.inf
     for row in rows:
-        # An evaluation follows the row of its own step.
-        if row.step < last or (row.step == last and not row.evaluation and not found[-1][-1].evaluation):
+        again = (
+            found
+            and not row.evaluation
+            and any(other.step == row.step and not other.evaluation for other in found[-1][-2:])
+        )
+        if row.step < last or again:
             found.append([])
         found[-1].append(row)
         last = row.step

@@ -51,15 +51,21 @@ def segment_csv(path: Path, text: str) -> Segment:
         if step is None:
             continue
         if step < before:
-            before, clock = step - 1, 0.0
+            before = step - 1
         values = {name: value for name, value in record.items() if name not in ("epoch", *_STEPS)}
         if elapsed and "time" in values:
             values["elapsed"] = values.pop("time")
+            # A run that is started again counts its time anew.
+            clock = clock if values["elapsed"] >= clock else 0.0
             values["epoch_time" if counter is None else "interval_time"] = values["elapsed"] - clock
             clock = values["elapsed"]
         trained = {name: value for name, value in values.items() if not is_evaluation(name)}
         evaluated = {name: value for name, value in values.items() if name not in trained}
         if trained:
+            if step == before and any(
+                _same(row, step, evaluation=False) and trained.keys() & row.values for row in rows[-2:]
+            ):
+                before = step - 1
             _add(rows, Row(step, epoch, trained, iterations=step - before))
             before = step
         if evaluated:
@@ -69,13 +75,17 @@ def segment_csv(path: Path, text: str) -> Segment:
 
 
 def _add(rows: list[Row], row: Row) -> None:
-    """Lightning writes what belongs to one step into several rows."""
+    """Append a row, or join it to the one of its step: Lightning writes what belongs together into several."""
     for place in range(len(rows) - 1, max(-1, len(rows) - 3), -1):
-        same = rows[place]
-        if (same.step, same.evaluation) == (row.step, row.evaluation):
-            rows[place] = replace(same, values={**same.values, **row.values})
+        other = rows[place]
+        if _same(other, row.step, evaluation=row.evaluation) and not row.values.keys() & other.values:
+            rows[place] = replace(other, values={**other.values, **row.values})
             return
     rows.append(row)
+
+
+def _same(row: Row, step: int, *, evaluation: bool) -> bool:
+    return row.step == step and row.evaluation == evaluation
 
 
 def is_evaluation(name: str) -> bool:

@@ -51,7 +51,9 @@ def segment_2x(path: Path, lines: Sequence[Line], notes: Sequence[str] = ()) -> 
 
 def segment_3x(path: Path, lines: Sequence[Line], notes: Sequence[str] = (), form: str = "MMDetection 3.x") -> Segment:
     """Return the rows of a 3.x log; ``lines`` are its JSON objects."""
-    interval = _interval([line for line in lines if not _evaluates_3x(line)], "step")
+    train = [line for line in lines if not _evaluates_3x(line)]
+    steps = Counter(int(after.get("step", 0)) - int(before.get("step", 0)) for before, after in pairwise(train))
+    distances = [distance for distance, _ in steps.most_common() if distance > 0]
     rows: list[Row] = []
     for line in lines:
         step = line.get("step", line.get("iter"))
@@ -72,8 +74,10 @@ def segment_3x(path: Path, lines: Sequence[Line], notes: Sequence[str] = (), for
             continue
         before = next((row.step for row in reversed(rows) if not row.evaluation), None)
         known = before is not None and before < step
-        iterations = int(step) - before if known and before is not None else min(int(step), interval or int(step))
         epoch = int(line["epoch"]) if "epoch" in line else None
+        # A file that goes on from a checkpoint begins late; a single row of it speaks for an epoch at most.
+        guess = distances[0] if distances else -(-int(step) // (epoch or 1))
+        iterations = int(step) - before if known and before is not None else min(int(step), guess)
         rows.append(Row(int(step), epoch, values, iterations=iterations))
     return Segment(path, form, tuple(rows), plan_of(_config_beside(path), _length_3x(rows)), tuple(notes))
 
@@ -110,12 +114,12 @@ def _config_beside(path: Path) -> str:
         return ""
 
 
-def _interval(train: Sequence[Line], counter: str = "iter") -> int:
+def _interval(train: Sequence[Line]) -> int:
     """Return the iterations between two rows: the commonest distance within an epoch; 0 if there is none."""
     steps = Counter(
-        int(after[counter]) - int(before[counter])
+        after["iter"] - before["iter"]
         for before, after in pairwise(train)
-        if after.get("epoch") == before.get("epoch") and after.get(counter, 0) > before.get(counter, 0)
+        if after["epoch"] == before["epoch"] and after["iter"] > before["iter"]
     )
     return steps.most_common(1)[0][0] if steps else 0
 

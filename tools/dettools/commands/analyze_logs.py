@@ -62,7 +62,11 @@ def _add_plot_curve(actions: argparse._SubParsersAction[argparse.ArgumentParser]
         "--out", type=Path, metavar="FILE", help=".png .pdf .svg .jpg (default: curves_KEYS.png in the current folder)"
     )
     parser.add_argument(
-        "--smoothing", type=_weight, default=0.0, metavar="W", help="as TensorBoard's, 0 to below 1 (default: 0)"
+        "--smoothing",
+        type=_weight,
+        default=0.0,
+        metavar="W",
+        help="of training values, as TensorBoard's, 0 to below 1",
     )
     parser.add_argument(
         "--mean",
@@ -149,7 +153,6 @@ def run_plot_curve(args: argparse.Namespace) -> int:
             bands,
             title=args.title or (names[0] if len(logs) == 1 and not args.legend else None),
             style=args.style,
-            smoothing=args.smoothing,
             band_labels=band_labels,
         )
     except OSError as error:

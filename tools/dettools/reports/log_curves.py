@@ -10,6 +10,7 @@ from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
 import matplotlib as mpl
+import matplotlib.style
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
@@ -17,7 +18,7 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from dettools.analysis.training_curves import Band, Curve, places_of, scale_of
+from dettools.analysis.training_curves import Band, Curve, Point, places_of, scale_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -49,6 +50,8 @@ _MOST_MARKED = 80
 _RC: Any = {
     "font.family": "DejaVu Sans",
     "font.size": 9,
+    "grid.alpha": 0.6,
+    "grid.linewidth": 0.6,
     "axes.titlesize": 10,
     "axes.titlelocation": "left",
     "figure.constrained_layout.use": True,
@@ -96,7 +99,6 @@ def save_curves(
     *,
     title: str | None = None,
     style: str = "whitegrid",
-    smoothing: float = 0.0,
     band_labels: Sequence[str] = (),
 ) -> None:
     """Draw the curves, those of one scale in one panel; with bands the single runs stand faint behind them.
@@ -106,7 +108,7 @@ def save_curves(
         ValueError: the file's ending names no kind of picture.
     """
     name = f"seaborn-v0_8-{style}" if style in STYLES else style
-    with mpl.style.context(name), mpl.rc_context(_RC):
+    with matplotlib.style.context(name), mpl.rc_context(_RC):
         panels = _panels(drawn)
         figure = Figure(figsize=(9.6, 0.5 + 3.7 * len(panels)), dpi=130)
         several = len({one.run for one in drawn}) > 1
@@ -114,7 +116,7 @@ def save_curves(
         for axes, (scale, members) in zip(np.atleast_1d(figure.subplots(len(panels), 1)), panels.items(), strict=True):
             keys = {one.curve.key for one in members}
             own = [band for band in bands if band.key in keys]
-            _panel(axes, scale, members, own, several=several, smoothing=smoothing)
+            _panel(axes, scale, members, own, several=several)
             for place, band in enumerate(own):
                 _band(axes, band, labels.get(id(band), band.name), _COLOURS[place % len(_COLOURS)])
             _legend(axes)
@@ -136,9 +138,7 @@ def _panels(drawn: Sequence[Drawn]) -> dict[str, list[Drawn]]:
     return found
 
 
-def _panel(
-    axes: Axes, scale: str, members: Sequence[Drawn], bands: Sequence[Band], *, several: bool, smoothing: float
-) -> None:
+def _panel(axes: Axes, scale: str, members: Sequence[Drawn], bands: Sequence[Band], *, several: bool) -> None:
     by_epoch = drawn_by_epoch(members)
     keys = list(dict.fromkeys(one.key for one in members))
     values: list[float] = []
@@ -150,7 +150,7 @@ def _panel(
         values += raw.tolist()
         faint = bool(bands)
         label = None if faint else _label(one)
-        if smoothing and not faint:
+        if one.curve.smoothed_by and not faint:
             axes.plot(x, raw, color=colour, alpha=0.25, linewidth=0.6)
         marker = "o" if one.curve.evaluation and len(x) <= _MOST_MARKED else None
         axes.plot(
@@ -158,7 +158,7 @@ def _panel(
             y,
             color=colour if not faint else "0.6",
             linestyle=dashes,
-            linewidth=0.7 if faint else 1.4 if one.curve.evaluation or smoothing else 0.9,
+            linewidth=0.7 if faint else 1.4 if one.curve.evaluation or one.curve.smoothed_by else 0.9,
             marker=None if faint else marker,
             markersize=3.5,
             label=label,
@@ -171,6 +171,10 @@ def _panel(
                 axes.axvline(step, color=colour, linewidth=0.9, linestyle=":", zorder=1)
     if _logarithmic(scale, values):
         axes.set_yscale("log")
+    ends = [one.curve.points[-1].step for one in members if one.curve.points]
+    if not by_epoch and ends and max(ends) > _WIDE_RANGE * max(min(ends), 1):
+        # On a linear axis the shorter run is a vertical stroke.
+        axes.set_xscale("log")
     axes.set_xlabel("epoch" if by_epoch else "iteration")
     axes.set_ylabel(scale if len({one.curve.metric for one in members}) > 1 else members[0].curve.metric)
     if not by_epoch:
@@ -180,6 +184,9 @@ def _panel(
 
 def _label(one: Drawn) -> str:
     told = one.label
+    best = one.curve.best if one.curve.evaluation else None
+    if best is not None:
+        told += f"\n★ best {_cell(best)}"
     if one.curve.lost:
         total = len(one.curve.lost) + len(one.curve.points)
         told += f"\nNaN in {len(one.curve.lost)} of {total} rows"
@@ -193,17 +200,6 @@ def _mark_best(axes: Axes, curve: Curve, colour: str, *, by_epoch: bool) -> None
     at = (best.epoch if by_epoch else best.step) or 0
     place = curve.points.index(best)
     axes.plot(at, curve.smoothed[place], "*", color=colour, markersize=13, markeredgecolor="white", zorder=5)
-    where = f"epoch {best.epoch}" if best.epoch else f"iteration {best.step}"
-    right = place > 0.7 * len(curve.points)
-    axes.annotate(
-        f"best {best.value:.4g}, {where}",
-        (at, curve.smoothed[place]),
-        (-9 if right else 9, 7),
-        textcoords="offset points",
-        ha="right" if right else "left",
-        fontsize=8,
-        color=colour,
-    )
 
 
 def _mark_lost(axes: Axes, one: Drawn, colour: str, *, by_epoch: bool) -> None:
@@ -249,26 +245,27 @@ def _logarithmic(scale: str, values: Sequence[float]) -> bool:
 def print_curves(curves: Sequence[Curve], names: Sequence[str], console: Console) -> None:
     """Print the last and the best value of each curve, and how many were no numbers."""
     table = Table(header_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("run", overflow="fold")
-    table.add_column("metric", overflow="fold")
+    table.add_column("metric")
     for name in ("values", "last", "best", "NaN"):
-        table.add_column(name, justify="right", no_wrap=name in ("last", "best"))
+        table.add_column(name, justify="right")
+    shown = names[0] if len(set(names)) == 1 else None
     for curve, name in zip(curves, names, strict=True):
+        if name != shown:
+            table.add_section()
+            table.add_row(f"[bold]{escape(name)}[/]")
+            shown = name
         total = len(curve.points) + len(curve.lost)
-        lost = f"[red]{len(curve.lost)} of {total}, from {_where(curve.lost[0])}[/]" if curve.lost else "–"
-        best = curve.best if curve.evaluation else None
-        table.add_row(escape(name), escape(curve.metric), str(len(curve.points)), _cell(curve.last), _cell(best), lost)
+        lost = f"[red]{len(curve.lost)} of {total}, from iteration {curve.lost[0].step}[/]" if curve.lost else "–"
+        best = _cell(curve.best if curve.evaluation else None)
+        table.add_row(escape(curve.metric), str(len(curve.points)), _cell(curve.last), best, lost)
     console.print(table)
 
 
-def _where(point: Any) -> str:
-    return f"iteration {point.step}"
-
-
-def _cell(point: Any) -> str:
+def _cell(point: Point | None) -> str:
     if point is None:
         return "–"
-    return f"{point.value:.4g} at {f'epoch {point.epoch}' if point.epoch else point.step}"
+    where = f"epoch {point.epoch}" if point.epoch else f"iteration {point.step}"
+    return f"{point.value:.4g} at {where}"
 
 
 def curves_csv(curves: Sequence[Curve]) -> str:
