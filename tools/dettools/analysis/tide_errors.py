@@ -3,11 +3,13 @@
     Overlaps ─► match at IoU .5 ─► found, missed ─► each false positive: Cls Loc Both Dupe Bkg ─┬► counts by class, size
                                                     each missed object: Miss, or one of those   └► ΔAP by class, size
 
-After Bolya et al., "TIDE: A General Toolbox for Identifying Object Detection Errors" (arXiv 2008.08115). The matches are
-those of every other tool here: objects found and missed add up to the objects, false positives to their kinds.
+After Bolya et al., "TIDE: A General Toolbox for Identifying Object Detection Errors" (arXiv 2008.08115). The matches
+are those of every other tool here: objects found and missed add up to the objects, false positives to their kinds.
+hotcoco's ``tide_errors`` has the totals too: the same where there are no crowds (tests), but it takes a crowd for an
+object that can be badly placed; here, as in the paper's own program, it only excuses.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
@@ -110,13 +112,21 @@ class TideErrors:
             dict(zip((*KINDS, *SPECIALS), delta.tolist(), strict=True)),
         )
 
-    def worst(self, kind: Kind, most: int) -> list[int]:
-        """Return detections of a kind, the surest first, of Miss objects, the largest first; one of an image."""
+    def worst(self, kind: Kind, most: int, among: Collection[int] | None = None) -> list[int]:
+        """Return detections of a kind, the surest first, of Miss objects, the largest first; one of an image.
+
+        Args:
+            kind: of error.
+            most: how many.
+            among: ids of the images to look at; all by default.
+        """
         overlaps = self.overlaps
         if kind == "Miss":
             places, by, image = np.flatnonzero(self.missed), overlaps.object_area, overlaps.object_image
         else:
             places, by, image = np.flatnonzero(self.kind == KINDS.index(kind)), overlaps.score, overlaps.image
+        if among is not None:
+            places = places[np.isin(overlaps.image_ids[image[places]], list(among))]
         ranked = places[np.argsort(-by[places], kind="stable")]
         _, first = np.unique(image[ranked], return_index=True)
         chosen: list[int] = ranked[np.sort(first)][:most].tolist()
