@@ -30,6 +30,7 @@ COMMANDS: dict[str, str] = {
     "benchmark": "dettools.commands.benchmark",
     "occluded-recall": "dettools.commands.occluded_recall",
     "optimize-anchors": "dettools.commands.optimize_anchors",
+    "coco-error-analysis": "dettools.commands.coco_error_analysis",
     "confusion-matrix": "dettools.commands.confusion_matrix",
     "analyze-results": "dettools.commands.analyze_results",
     "analyze-logs": "dettools.commands.analyze_logs",
