@@ -285,7 +285,7 @@ def test_the_page_in_a_browser(page):
         assert "1 of 3" in window.run("return document.querySelector('dialog aside').textContent")
         window.press("Escape")
         window.wait("!document.querySelector('dialog').open")
-        assert window.run("return document.activeElement.title") == "2.jpg"
+        window.wait("document.activeElement.title === '2.jpg'")
         window.press("2")
         assert window.run("return document.getElementById('pictures').hidden")
         assert window.run("return document.querySelectorAll('#statistics svg').length") == 6

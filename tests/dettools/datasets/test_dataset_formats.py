@@ -259,6 +259,24 @@ def test_cityscapes_objects_groups_and_what_is_not_evaluated(tmp_path):
         load_dataset(Source(folder, split="test"))
 
 
+def test_the_masks_of_cityscapes_are_pycocotools_own(tmp_path):
+    from pycocotools import mask
+
+    random = np.random.default_rng(0)
+    for size in ((1, 1), (1, 9), (9, 1), (7, 5), (12, 12)):
+        # Objects of many parts, which reach every border.
+        numbers = random.choice([7, 26_000, 26_001, 24], size)
+        numbers[-1, -1] = 26_000
+        folder = cityscapes_tree(tmp_path / f"{size}", {"val/bonn/x": numbers})
+        found = load_dataset(Source(folder)).annotations
+        values = [value for value in (24, 26_000, 26_001) if (numbers == value).any()]
+        assert len(found) == len(values)
+        for one, value in zip(found, values, strict=True):
+            rle = mask.encode(np.asfortranarray(numbers == value, np.uint8))
+            assert one["segmentation"] == {"size": list(size), "counts": rle["counts"].decode()}
+            assert (one["bbox"], one["area"]) == (mask.toBbox(rle).tolist(), mask.area(rle))
+
+
 def test_cityscapes_ids_begin_with_one(tmp_path):
     """[REPRO] the original counts annotations from 0: pycocotools then never finds the first object."""
     from pycocotools.coco import COCO

@@ -10,6 +10,7 @@ trailers are not. Category ids are Cityscapes' own. A group that could not be to
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image
 
 from dettools.datasets.dataset import Dataset, DatasetFormatError, DocumentBuilder, Progress, read_header
@@ -25,7 +26,7 @@ LABELS = {
     33: "bicycle",
 }
 IMAGES, TRUTH = "leftImg8bit", "gtFine"
-_FIRST_LABEL = 24
+_FIRST_LABEL, _LAST_NUMBER = 24, 33_999
 
 
 def read_cityscapes(
@@ -77,6 +78,7 @@ def read_cityscapes(
 
 def _read_objects(path: Path, image: int, builder: DocumentBuilder) -> None:
     from hotcoco import mask
+    from scipy.ndimage import find_objects
 
     try:
         with Image.open(path) as picture:
@@ -92,19 +94,33 @@ def _read_objects(path: Path, image: int, builder: DocumentBuilder) -> None:
     if (entry["width"], entry["height"]) != (width, height):
         shown = f"{entry['width']} × {entry['height']}"
         builder.problem("size_mismatch", f"{path.name}: got {width} × {height}, the photograph has {shown}", image)
-    for value in np.unique(numbers[numbers >= _FIRST_LABEL]).tolist():
+    values = np.unique(numbers[numbers >= _FIRST_LABEL])
+    if values.max(initial=0) > _LAST_NUMBER:
+        builder.problem("bad_label", f"{path.name}: got the number {values[-1]}, expected up to {_LAST_NUMBER}", image)
+        return
+    places = np.zeros(_LAST_NUMBER + 1, np.int32)
+    places[values] = np.arange(1, len(values) + 1)
+    objects = places[numbers.clip(0)]
+    for place, (value, region) in enumerate(zip(values.tolist(), find_objects(objects), strict=True), start=1):
         crowd = value < 1000
         label = value if crowd else value // 1000
         if label not in LABELS:
             continue
-        rle = mask.encode(np.asfortranarray(numbers == value, np.uint8))
-        rows, columns = (np.flatnonzero((numbers == value).any(axis=axis)) for axis in (1, 0))
-        box = (columns[0], rows[0], columns[-1] - columns[0] + 1, rows[-1] - rows[0] + 1)
-        builder.annotation(
-            image,
-            label,
-            box,
-            area=float(mask.area(rle)),
-            iscrowd=int(crowd),
-            segmentation={"size": [height, width], "counts": rle["counts"].decode()},
-        )
+        rows, columns = region
+        inside = objects[region] == place
+        box = (columns.start, rows.start, columns.stop - columns.start, rows.stop - rows.start)
+        rle = mask.frPyObjects(_runs(inside, rows, columns, (height, width)), height, width)
+        segmentation = {"size": [height, width], "counts": rle["counts"].decode()}
+        builder.annotation(image, label, box, area=float(inside.sum()), iscrowd=int(crowd), segmentation=segmentation)
+
+
+def _runs(inside: npt.NDArray[np.bool_], rows: slice, columns: slice, size: tuple[int, int]) -> dict[str, list[int]]:
+    """Return the RLE of an object from its own columns: COCO's runs go down them, the others are background."""
+    height, width = size
+    strip = np.zeros((height, inside.shape[1]), np.bool_)
+    strip[rows] = inside
+    column_major = strip.ravel(order="F")
+    edges = np.flatnonzero(np.diff(column_major, prepend=False, append=False)) + height * columns.start
+    counts = np.diff(edges, prepend=0).tolist()
+    rest = height * width - int(edges[-1])
+    return {"size": [height, width], "counts": [*counts, rest] if rest else counts}
