@@ -225,17 +225,23 @@ const photographAt = remembering(KEPT_PHOTOGRAPHS, async (source) => {
   return loading;
 });
 
-let loading = false;
+let loading = false, resting = 0, pending = 0;
+
+// Says that the page is at rest; assistive technology and tests wait for it.
+function settle() {
+  document.body.dataset.busy = String(loading || resting !== 0 || pending > 0);
+}
 
 async function go(image) {
   state.current = image;
-  $("message").hidden = true;
   reveal();
   drawList();
   if (loading) return;
   loading = true;
+  settle();
   while (state.shown?.image !== state.current) await load(state.current);
   loading = false;
+  settle();
   remember();
   prefetch();
 }
@@ -271,6 +277,7 @@ function prefetch() {
 }
 
 function step(by) {
+  $("message").hidden = true;
   const { sorted, current } = state;
   if (!sorted.length) return;
   const place = sorted.indexOf(current);
@@ -541,7 +548,6 @@ function refresh() {
   drawImage();
 }
 
-let resting = 0;
 
 function setScore(value) {
   state.score = Math.min(1, Math.max(0, Math.round(value * 100) / 100));
@@ -553,7 +559,8 @@ function setScore(value) {
   writeTotals();
   drawImage();
   clearTimeout(resting);
-  resting = setTimeout(() => { refresh(); reveal(); drawList(); remember(); }, 250);
+  resting = setTimeout(() => { resting = 0; refresh(); reveal(); drawList(); remember(); settle(); }, 250);
+  settle();
 }
 
 async function setIou(value) {
@@ -561,11 +568,20 @@ async function setIou(value) {
   $("iou").value = state.iou;
   $("iou-value").textContent = figure(state.iou);
   const wanted = state.iou;
-  const found = await matchesAt(wanted);
-  if (state.iou !== wanted) return;
-  state.matches = found;
-  refresh();
-  remember();
+  pending += 1;
+  settle();
+  try {
+    const found = await matchesAt(wanted);
+    if (state.iou === wanted) {
+      state.matches = found;
+      refresh();
+      remember();
+    }
+  } catch (error) {
+    tell(error.message);
+  }
+  pending -= 1;
+  settle();
 }
 
 const matchesAt = remembering(20, async (iou) => {
@@ -685,6 +701,8 @@ function listenToStage() {
 async function ask(files) {
   const { meta } = state;
   if (!meta.model) { tell("No model is asked here: start detserve view with --model NAME."); return; }
+  pending += 1;
+  settle();
   for (const file of files) {
     $("busy").textContent = `${meta.model} looks at ${file.name} …`;
     $("busy").hidden = false;
@@ -704,6 +722,8 @@ async function ask(files) {
     }
     $("busy").hidden = true;
   }
+  pending -= 1;
+  settle();
 }
 
 function tell(text) {
@@ -817,6 +837,7 @@ async function begin() {
   refresh();
   const image = Number(words.get("image") ?? state.sorted[0]);
   if (state.sorted.includes(image)) await go(image);
+  settle();
   document.body.dataset.ready = "true";
 }
 
