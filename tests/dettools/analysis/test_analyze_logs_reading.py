@@ -68,7 +68,7 @@ def test_3x_by_iterations(tmp_path):
 def test_a_config_beside_a_3x_log_is_read(tmp_path):
     write_lines(tmp_path / "vis_data/scalars.json", log_3x(2))
     (tmp_path / "vis_data/config.py").write_text(
-        "train_cfg = dict(max_epochs=50)\ntrain_dataloader = dict(batch_size=6)"
+        "test_dataloader = dict(batch_size=1)\ntrain_cfg = dict(max_epochs=50)\ntrain_dataloader = dict(batch_size=6)"
     )
     assert (read_run(tmp_path).plan.epochs, read_run(tmp_path).plan.images_per_gpu) == (50, 6)
 

@@ -61,6 +61,11 @@ class Curve:
         return max(self.points, key=lambda point: sign * point.value)
 
     @property
+    def lost_as(self) -> str:
+        """What those that are no finite numbers are."""
+        return "NaN" if all(math.isnan(point.value) for point in self.lost) else "NaN or infinite"
+
+    @property
     def last(self) -> Point | None:
         """The last finite value."""
         return self.points[-1] if self.points else None

@@ -94,8 +94,9 @@ def numbers(line: Line) -> dict[str, float]:
 
 
 def plan_of(config: str, epoch_iterations: int | None) -> Plan:
-    """Read the number of epochs and the batch size from a config's text; the first of each is the training's."""
-    epochs, batch = _EPOCHS.search(config), _BATCH.search(config)
+    """Read the number of epochs and the batch size of the training from a config's text."""
+    # 3.x sorts its config: the batch size of the test comes first.
+    epochs, batch = _EPOCHS.search(config), _BATCH.search(config, max(0, config.find("train_dataloader")))
     return Plan(int(epochs[1]) if epochs else None, int(batch[1]) if batch else None, epoch_iterations)
 
 

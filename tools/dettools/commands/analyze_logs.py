@@ -137,6 +137,11 @@ def run_plot_curve(args: argparse.Namespace) -> int:
         for key, name in enumerate(args.keys):
             _say(console, f"plot curve of {log.name}, metric is {name}")
             curve = curve_of(log, name, start_epoch=args.start_epoch, smoothing=args.smoothing)
+            if curve.absent:
+                print(
+                    f"note: {log.name}: {curve.absent} evaluations of {curve.metric} are -1, no such objects: left out",
+                    file=sys.stderr,
+                )
             drawn.append(Drawn(curve, labels[run][key], run, key, log.resumed_at))
     if not drawn:
         raise DetserveError(

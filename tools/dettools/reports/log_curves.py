@@ -41,7 +41,8 @@ _COLOURS = (
     "#63b3ed",
     "#68d391",
 )
-_SAY_NOTHING = ("..", "vis_data", "scalars.json", "results.csv", "metrics.csv")
+_TIME = re.compile(r"\d{8}_\d{6}")
+_SAY_NOTHING = ("vis_data", "scalars.json", "results.csv", "metrics.csv")
 _LINES = ("-", "--", ":", "-.")
 _BAD = "#c53030"
 # From here on a linear axis shows a few values and a flat line.
@@ -80,11 +81,12 @@ class Drawn:
 
 def short_names(names: Sequence[str]) -> list[str]:
     """Return the part of each path that tells the runs apart; the whole paths where no one part does."""
-    parts = [[part for part in PurePath(name).parts if part != "/"] for name in names]
-    if len(names) == 1:
-        # The folder of 20210113_153932.log.json or vis_data/scalars.json says more than the file.
-        told = [part for part in parts[0] if part not in _SAY_NOTHING and not re.match(r"\d{8}_\d{6}", part)]
-        return [told[-1] if told else names[0]]
+    parts = [[part for part in PurePath(name).parts if part not in ("/", "..")] for name in names]
+    # The folder of 20210113_153932.log.json or vis_data/scalars.json says more than the file.
+    telling = [[part for part in own if part not in _SAY_NOTHING and not _TIME.match(part)] for own in parts]
+    last = [own[-1] if own else name for own, name in zip(telling, names, strict=True)]
+    if len(set(last)) == len(names):
+        return last
     for place in range(max(map(len, parts))):
         column = [own[place] if place < len(own) else "" for own in parts]
         if len(set(column)) == len(names) and all(column):
@@ -171,8 +173,8 @@ def _panel(axes: Axes, scale: str, members: Sequence[Drawn], bands: Sequence[Ban
                 axes.axvline(step, color=colour, linewidth=0.9, linestyle=":", zorder=1)
     if _logarithmic(scale, values):
         axes.set_yscale("log")
-    ends = [one.curve.points[-1].step for one in members if one.curve.points]
-    if not by_epoch and ends and max(ends) > _WIDE_RANGE * max(min(ends), 1):
+    ends = [max(point.step for point in (*one.curve.points, *one.curve.lost)) for one in members]
+    if not by_epoch and max(ends) > _WIDE_RANGE * max(min(ends), 1):
         # On a linear axis the shorter run is a vertical stroke.
         axes.set_xscale("log")
     axes.set_xlabel("epoch" if by_epoch else "iteration")
@@ -189,7 +191,7 @@ def _label(one: Drawn) -> str:
         told += f"\n★ best {_cell(best)}"
     if one.curve.lost:
         total = len(one.curve.lost) + len(one.curve.points)
-        told += f"\nNaN in {len(one.curve.lost)} of {total} rows"
+        told += f"\n{one.curve.lost_as} in {len(one.curve.lost)} of {total} rows"
     return told + ("\n(dotted: resumed)" if one.resumed_at and not one.curve.evaluation else "")
 
 
@@ -213,7 +215,7 @@ def _mark_lost(axes: Axes, one: Drawn, colour: str, *, by_epoch: bool) -> None:
     axes.plot(x, np.full(len(x), 0.015 + 0.03 * one.key), "|", color=colour, markersize=6, transform=bottom)
     axes.axvline(x[0], color=_BAD, linewidth=1)
     axes.annotate(
-        f"{one.curve.key} is NaN from {'epoch' if by_epoch else 'iteration'} {x[0]:.0f}",
+        f"{one.curve.key} is {one.curve.lost_as} from {'epoch' if by_epoch else 'iteration'} {x[0]:.0f}",
         (x[0], 0.96 - 0.07 * one.key),
         (5, 0),
         xycoords=bottom,
@@ -255,7 +257,8 @@ def print_curves(curves: Sequence[Curve], names: Sequence[str], console: Console
             table.add_row(f"[bold]{escape(name)}[/]")
             shown = name
         total = len(curve.points) + len(curve.lost)
-        lost = f"[red]{len(curve.lost)} of {total}, from iteration {curve.lost[0].step}[/]" if curve.lost else "–"
+        first = curve.lost[0].step if curve.lost else 0
+        lost = f"[red]{len(curve.lost)} of {total}, from iteration {first}[/]" if curve.lost else "–"
         best = _cell(curve.best if curve.evaluation else None)
         table.add_row(escape(curve.metric), str(len(curve.points)), _cell(curve.last), best, lost)
     console.print(table)
