@@ -8,6 +8,7 @@ Every converter here writes such a table and nothing else; a row that does not f
 a proof that fails keeps the weights from being written.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -165,7 +166,7 @@ class Proof:
     @property
     def tolerance(self) -> float:
         """Largest difference that passes."""
-        return TOLERANCE * max(1.0, self.largest)
+        return TOLERANCE * (max(1.0, self.largest) if math.isfinite(self.largest) else 1.0)
 
     @property
     def passed(self) -> bool:
@@ -173,13 +174,12 @@ class Proof:
         return self.max_delta <= self.tolerance and self.largest > 0
 
     def to_json(self) -> dict[str, Any]:
-        """Return the proof for the certificate; an infinite difference as None, which JSON can hold."""
-        finite = self.max_delta < float("inf")
+        """Return the proof for the certificate; what is no finite number as None, which JSON can hold."""
         return {
             "name": self.name,
-            "max_delta": self.max_delta if finite else None,
+            "max_delta": self.max_delta if math.isfinite(self.max_delta) else None,
             "tolerance": self.tolerance,
-            "largest_output": self.largest,
+            "largest_output": self.largest if math.isfinite(self.largest) else None,
             "compared": self.compared,
             "passed": self.passed,
         }

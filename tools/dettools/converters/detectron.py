@@ -34,7 +34,7 @@ from dettools.converters.conversion import (
     unused_keys,
 )
 from dettools.converters.detectron_names import CAFFE2, DETECTRON2, Names
-from dettools.converters.named_networks import BATCH_NORM_EPSILON, Layer, normalised, resnet_stages
+from dettools.converters.reference_passes import BATCH_NORM_EPSILON, caffe2_stages, detectron2_stages
 from dettools.restricted_pickle import load_restricted
 
 DEPTHS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
@@ -262,23 +262,11 @@ def _proof(
     style: Style,
 ) -> Proof:
     """Run the source's tensors as Detectron does, and the converted ones in torchvision's network."""
-
-    def layer(stage: int, block: int, part: str) -> Layer | None:
-        weight = state.get(names.weight(stage, block, part))
-        if weight is None:
-            return None
-        norm = [state[key] for key in names.norm(stage, block, part) if key in state]
-        if len(norm) == 4:
-            return normalised(weight, norm)
-        return Layer(weight, state.get(names.bias(stage, block, part)), *norm)
-
-    stem = layer(0, 0, "stem")
-    if stem is None:
-        raise ConversionError(f"got no {names.weight(0, 0, 'stem')}, expected the stem. Is the file complete?")
     network.load_state_dict(dict(result), strict=False, assign=True)
+    run = caffe2_stages if names is CAFFE2 else detectron2_stages
     image = random_input(2, 3, _SIDE, _SIDE)
     with torch.inference_mode():
-        expected = resnet_stages(stem, layer, blocks, image, stride_in_1x1=style == "caffe")
+        expected = run(state, blocks, image, stride_in_1x1=style == "caffe")
         pixels = nn.Sequential(network.conv1, network.bn1, network.relu, network.maxpool)(image)
         found = []
         for stage in (network.layer1, network.layer2, network.layer3, network.layer4):

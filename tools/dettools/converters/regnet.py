@@ -8,7 +8,7 @@ there with the excitation left out, so they are refused for it.
 """
 
 import importlib.util
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,11 +27,10 @@ from dettools.converters.conversion import (
     prove,
     random_input,
 )
-from dettools.converters.named_networks import Layer, normalised, regnet_stages
+from dettools.converters.reference_passes import pycls_stages, timm_stages
 from dettools.converters.regnet_names import COUNTER, NAMINGS, Naming, Place, Tensors, recognized
 from dettools.converters.weight_files import read_weight_file
 
-_NORM_LEAVES = ("weight", "bias", "running_mean", "running_var")
 _SIDE = 64
 # pycls divides by 255 and normalises BGR; mean and standard deviation are ImageNet's, in pixels.
 _MEAN_RGB, _STD_RGB = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
@@ -115,16 +114,16 @@ def convert_regnet(
     taken = {row.source for row in rows}
     image = random_input(2, 3, _SIDE, _SIDE)
     seen = image.flip(1) if swap_colours else image
-    proofs = []
     notes = list(_notes(names, to, swap=swap_colours))
-    if to == "mmdet" and importlib.util.find_spec("mmdet") is None:
-        notes.append("MMDetection is not installed: its own RegNet was not run, torchvision's was, with these tensors")
+    runs = [(names, naming, state, image), (to, target, result, seen)]
+    if importlib.util.find_spec("mmdet") is None and "mmdet" in (names, to):
+        notes.append("MMDetection is not installed: its own RegNet was not run, torchvision's was in its place")
+        runs = [run for run in runs if run[0] != "mmdet"]
+    if "torchvision" not in (names, to):
+        runs.append(("torchvision", NAMINGS["torchvision"], _renamed(tensors), image))
     with torch.inference_mode():
-        expected = _outputs(names, naming, state, architecture, image)
-        proofs.append(_proof(names, to, expected, _outputs(to, target, result, architecture, seen)))
-        if "torchvision" not in (names, to):
-            other = _outputs("torchvision", NAMINGS["torchvision"], _renamed(tensors), architecture, image)
-            proofs.append(_proof(names, "torchvision", expected, other))
+        outputs = [(run[0], _outputs(*run[:3], architecture, run[3])) for run in runs]
+    proofs = [_proof(*outputs[0], *other) for other in outputs[1:]]
     colours = naming.colours if not swap_colours else {"BGR": "RGB", "RGB": "BGR"}[naming.colours]
     return Conversion(
         command="regnet2mmdet",
@@ -202,7 +201,7 @@ def _renamed(tensors: Tensors) -> dict[str, torch.Tensor]:
     return {str(NAMINGS["torchvision"].key(place)): tensor for place, tensor in tensors.items()}
 
 
-def _proof(source: str, target: str, expected: list[torch.Tensor], found: list[torch.Tensor]) -> Proof:
+def _proof(source: str, expected: list[torch.Tensor], target: str, found: list[torch.Tensor]) -> Proof:
     # MMDetection's backbone has no classifier.
     count = min(len(expected), len(found))
     return prove(f"{source} and {target}, {count} outputs", expected[:count], found[:count])
@@ -212,12 +211,12 @@ def _outputs(
     names: str, naming: Naming, state: Mapping[str, torch.Tensor], architecture: Architecture, image: torch.Tensor
 ) -> list[torch.Tensor]:
     """Return the outputs of all stages, and the scores where there is a classifier."""
+    if names == "mmdet":
+        return _mmdet_stages(state, architecture, image)
     if names == "torchvision":
         stages = _torchvision_stages(state, architecture, image)
-    elif names == "mmdet" and importlib.util.find_spec("mmdet") is not None:
-        return _mmdet_stages(state, architecture, image)
     else:
-        stages = regnet_stages(*_layers(naming, state), architecture.depths, image)
+        stages = {"pycls": pycls_stages, "timm": timm_stages}[names](state, architecture.depths, image)
     weight = state.get(str(naming.key(Place(0, 0, "fc", "weight"))))
     if weight is None:
         return stages
@@ -225,24 +224,6 @@ def _outputs(
         stages[-1].mean((2, 3)), weight, state.get(str(naming.key(Place(0, 0, "fc", "bias"))))
     )
     return [*stages, scores]
-
-
-def _layers(naming: Naming, state: Mapping[str, torch.Tensor]) -> tuple[Layer, Callable[[int, int, str], Layer | None]]:
-    def layer(stage: int, block: int, part: str) -> Layer | None:
-        def leaf(name: str, of: str) -> torch.Tensor | None:
-            key = naming.key(Place(stage, block, name, of))
-            return None if key is None else state.get(key)
-
-        weight = leaf(part, "weight")
-        if weight is None:
-            return None
-        norm = [one for of in _NORM_LEAVES if (one := leaf(f"{part}_bn", of)) is not None]
-        return normalised(weight, norm) if norm else Layer(weight, leaf(part, "bias"))
-
-    stem = layer(0, 0, "stem")
-    if stem is None:
-        raise ConversionError("got no stem, expected a RegNet's. Is the file complete?")
-    return stem, layer
 
 
 def _torchvision_stages(
@@ -311,7 +292,7 @@ def _facts(architecture: Architecture, names: str, to: str, colours: str) -> dic
         "group_widths": list(architecture.group_widths),
         "stem_width": architecture.stem,
         "squeeze_excite_ratio": architecture.squeeze_ratio,
-        "classes": architecture.classes,
+        "num_classes": architecture.classes,
         "names": names,
         "to": to,
         "preprocessing": _preprocessing(colours),

@@ -59,7 +59,9 @@ def _print_verdict(conversion: Conversion, written: Written | None, out: Path, c
     failed = [proof.name for proof in conversion.proofs if not proof.passed]
     if failed or conversion.missing:
         why = f"the outputs differ: {', '.join(failed)}" if failed else f"{len(conversion.missing)} tensors are missing"
-        console.print(f"[bold red]FAIL[/] {escape(why)}; {escape(str(out))} was not written", highlight=False)
+        console.print(
+            f"[bold red]FAIL[/] {escape(why)}; {escape(str(out))} was not written", highlight=False, soft_wrap=True
+        )
         return
     worst = max((proof.max_delta for proof in conversion.proofs), default=0.0)
     proven = f", outputs agree to {worst:.1e}" if conversion.proofs else ""
