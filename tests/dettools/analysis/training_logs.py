@@ -5,12 +5,17 @@ import struct
 from collections import defaultdict
 
 import numpy as np
+from dettools.analysis.training_log_files import read_run
 
 
 def write_lines(path, lines):
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     return path
+
+
+def run_of(tmp_path, lines, name="a.log.json"):
+    return read_run(write_lines(tmp_path / name, lines))
 
 
 def log_2x(epochs, *, length=105, interval=50, time=0.5, start=1, value_iter=None, **more):
