@@ -30,6 +30,8 @@ COMMANDS: dict[str, str] = {
     "benchmark": "dettools.commands.benchmark",
     "occluded-recall": "dettools.commands.occluded_recall",
     "optimize-anchors": "dettools.commands.optimize_anchors",
+    "robustness": "dettools.commands.robustness",
+    "robustness-eval": "dettools.commands.robustness_eval",
     "coco-error-analysis": "dettools.commands.coco_error_analysis",
     "confusion-matrix": "dettools.commands.confusion_matrix",
     "analyze-results": "dettools.commands.analyze_results",
