@@ -97,7 +97,7 @@ def test_a_part_without_an_evaluation_counts_alike(tmp_path):
 def test_a_file_that_starts_over(tmp_path):
     log = read_run(write_lines(tmp_path / "a.log.json", log_2x(2) + log_2x(1, time=0.9)))
     assert [row.values["time"] for row in log.training] == [0.9, 0.9]
-    assert "starts over from the beginning; 6 rows of before are left out" in log.notes[0]
+    assert "starts over from the beginning; 6 rows of before are left out (name their file)" in log.notes[0]
 
 
 def test_one_file_of_each_3x_start(tmp_path):
