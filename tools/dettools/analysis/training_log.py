@@ -212,7 +212,8 @@ def _starts(rows: Sequence[Row]) -> list[list[Row]]:
 
 def _told(segment: Segment, begin: int, rows: Sequence[Row], again: Sequence[Row]) -> str:
     if begin <= 0:
-        return f"{segment.path.name}: starts over from the beginning; {len(again)} rows of before are left out (name their file)"
+        left_out = f"{len(again)} rows of before are left out (name their file)"
+        return f"{segment.path.name}: starts over from the beginning; {left_out}"
     text = f"{segment.path.name}: resumed after iteration {begin}"
     if again:
         text += (
