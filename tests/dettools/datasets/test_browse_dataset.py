@@ -11,7 +11,8 @@ import pytest
 from chromium import browser
 from dataset_trees import annotation, coco_document, coco_tree, voc_object, voc_tree, voc_xml, yolo_tree
 from dettools import cli
-from dettools.datasets.formats import Source, load_dataset
+from dettools.commands.browse_dataset import FORMATS
+from dettools.datasets.formats import READERS, Source, load_dataset
 from dettools.datasets.inspection import find_problems
 from dettools.reports.dataset_pictures import draw_pictures, marks_of
 from PIL import Image
@@ -83,6 +84,9 @@ def test_a_box_outside_is_seen_on_a_border(tmp_path):
 STRANGE = [
     {"bbox": [1, 2, None, 4]},
     {"bbox": [10, 10, -5, -5]},
+    {"bbox": [10**400, 10, 5, 5]},
+    {"bbox": [float("nan"), 10, 5, 5]},
+    {"category_id": 10**400},
     {"bbox": [0, 0, 1e12, 1e12]},
     {"bbox": [-1e9, -1e9, 5, 5]},
     {"category_id": [1]},
@@ -113,7 +117,7 @@ def test_what_cannot_be_drawn_is_told(tmp_path, capsys):
     (tmp_path / "val" / "2.jpg").write_bytes(content[: len(content) // 2])
     found = answer(capsys, path, "--output-dir", tmp_path / "out")
     assert [one["picture"] is not None for one in found["pictures"]] == [False, False, True]
-    assert found["problems"] == {"missing_file": 1, "unreadable_image": 1}
+    assert {kind: one["count"] for kind, one in found["problems"].items()} == {"missing_file": 1, "unreadable_image": 1}
 
 
 def test_the_files_beside_the_page(tmp_path, capsys):
@@ -139,7 +143,7 @@ def test_without_an_output_folder_figures_and_problems_are_printed(tmp_path, cap
     sound = coco_tree(tmp_path / "sound", coco_document([annotation(1, 1, (1, 1, 5, 5))]))
     code, said = run(capsys, sound, "--check", "--classes", "cat")
     assert (code, "no problems" in said.out) == (0, True)
-    assert "1 images pass; --output-dir DIR draws them" in said.err
+    assert "images that pass the filters: 1; --output-dir DIR draws them" in said.err
 
 
 def test_a_filter_chooses_what_is_drawn(tmp_path, capsys):
@@ -172,6 +176,7 @@ def test_of_many_images_those_with_problems_are_drawn(tmp_path, capsys, monkeypa
         (["--images", "nowhere"], "expected the folder with the images"),
         (["--split", "val"], "one COCO file, without splits"),
         (["--cfg-options", "x"], "expected KEY=VALUE"),
+        (["--annotations", "a.json"], "are of an MMDetection config"),
         (["--output-dir", "/proc/nowhere"], "cannot be written"),
     ],
 )
@@ -201,6 +206,10 @@ def test_a_config_and_its_options(tmp_path, capsys):
     assert (code, json.loads(said.out)["statistics"]["objects"]) == (0, 1)
     assert "--cfg-options train_cfg.max_epochs: no effect here" in said.err
     assert "--show-interval: no effect" in said.err
+
+
+def test_the_formats_of_the_command_are_those_that_are_read():
+    assert set(FORMATS) == set(READERS)
 
 
 def test_voc_and_yolo_from_the_command_line(tmp_path, capsys):

@@ -21,6 +21,8 @@ FORMATS = ("coco", "voc", "yolo", "cityscapes", "mmdet")
 PAGE_FILE, STATISTICS_FILE, PROBLEMS_FILE = "index.html", "statistics.json", "problems.csv"
 # So many pictures are drawn unless more are asked for.
 MOST_PICTURES = 500
+# Of each kind of problem, in the JSON document.
+MOST_EXAMPLES = 5
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -120,7 +122,7 @@ def run(args: argparse.Namespace) -> int:
     if args.output_dir:
         print(f"{len(document['pictures'])} images in {args.output_dir / PAGE_FILE}", file=sys.stderr)
     elif filters.narrow:
-        print(f"{len(places)} images pass; --output-dir DIR draws them", file=sys.stderr)
+        print(f"images that pass the filters: {len(places)}; --output-dir DIR draws them", file=sys.stderr)
     if args.json:
         print(json.dumps({**document, "statistics": statistics.to_json(), **_problems(inspection)}))
     return int(args.check and inspection.errors > 0)
@@ -233,11 +235,12 @@ def _write(
 def _problems(inspection: Inspection) -> dict[str, Any]:
     from dettools.datasets.inspection import KINDS
 
-    return {
-        "problems": inspection.counts,
-        "errors": inspection.errors,
-        "examples": {
-            kind: [one.detail for one in inspection.problems if one.kind == kind][:5] for kind in inspection.counts
-        },
-        "warnings": [kind for kind in inspection.counts if KINDS[kind].severity == "warning"],
+    kinds = {
+        kind: {
+            "count": count,
+            "severity": KINDS[kind].severity,
+            "examples": [one.detail for one in inspection.problems if one.kind == kind][:MOST_EXAMPLES],
+        }
+        for kind, count in inspection.counts.items()
     }
+    return {"errors": inspection.errors, "problems": kinds}

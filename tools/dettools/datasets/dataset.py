@@ -23,6 +23,8 @@ Progress = Callable[[int, int], None]
 Box = tuple[float, float, float, float]
 """Left, top, width, height in pixels."""
 _ORIENTATION = 0x0112
+# Beyond it a float does not hold every whole number.
+_LARGEST = 2**53
 
 
 class DatasetFormatError(DetserveError):
@@ -208,14 +210,14 @@ def size_of(image: Mapping[str, Any]) -> tuple[int, int] | None:
 
 
 def is_number(value: object) -> TypeGuard[float]:
-    """Whether it is a finite number."""
+    """Whether it is a finite number that a float can hold."""
     # By type: a bool is none, and it is asked of every coordinate, so that isinstance would show in the time.
-    return type(value) in (float, int) and math.isfinite(value)  # type: ignore[arg-type]
+    return is_id(value) or (type(value) is float and math.isfinite(value))
 
 
 def is_id(value: object) -> TypeGuard[int]:
     """Whether it is a whole number, as COCO's ids are."""
-    return type(value) is int
+    return type(value) is int and -_LARGEST <= value <= _LARGEST
 
 
 def is_key(value: object) -> bool:

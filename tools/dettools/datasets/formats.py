@@ -49,7 +49,12 @@ def load_dataset(source: Source, kind: str | None = None) -> Dataset:
     """
     if not source.path.exists():
         raise DatasetFormatError(f"got {source.path}, expected a data set: {EXPECTED}. There is no such path.")
-    return READERS[kind or format_of(source.path)](source)
+    kind = kind or format_of(source.path)
+    if kind != "mmdet" and (source.annotations is not None or source.number is not None):
+        raise DatasetFormatError(
+            f"--annotations and --dataset are of an MMDetection config; {source.path} is read as {kind}. Leave them out"
+        )
+    return READERS[kind](source)
 
 
 def format_of(path: Path) -> str:

@@ -28,6 +28,8 @@ from dettools.datasets.dataset import (
 from dettools.image_files import SUFFIXES
 
 CLASSES = "classes.txt"
+# A class number of a billion is a mistake, and not a billion names.
+_MOST_CLASSES = 100_000
 SPLITS = ("train", "val", "valid", "test")
 
 
@@ -129,7 +131,7 @@ def _description(path: Path, root: Path) -> _Description:
 
 def _names(values: Any, file: Path) -> tuple[str, ...]:
     if isinstance(values, dict):
-        if not values or not all(isinstance(key, int) and key >= 0 for key in values):
+        if not values or not all(isinstance(key, int) and 0 <= key < _MOST_CLASSES for key in values):
             raise DatasetFormatError(f"{file}: got names {values!r}, expected class numbers from 0 and names.")
         return tuple(str(values.get(number, f"class {number}")) for number in range(max(values) + 1))
     if isinstance(values, list):

@@ -17,7 +17,7 @@ import numpy as np
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from dettools.datasets.dataset import Dataset, Problem, box_of, is_id
+from dettools.datasets.dataset import Dataset, Problem, box_of, is_id, size_of
 from dettools.datasets.inspection import KINDS, Inspection
 from dettools.datasets.statistics import SIZES, DatasetStatistics, Distribution, area_of, size_name
 from dettools.reports.dataset_pictures import Drawn
@@ -106,7 +106,6 @@ def _content(
 
 
 def _image(dataset: Dataset, inspection: Inspection, drawn: Drawn) -> dict[str, Any]:
-    entry = dataset.images[drawn.image]
     counts: Counter[str] = Counter()
     sizes: set[str] = set()
     crowds, smallest = 0, None
@@ -122,7 +121,7 @@ def _image(dataset: Dataset, inspection: Inspection, drawn: Drawn) -> dict[str, 
     return {
         "name": dataset.name_of(drawn.image),
         "place": drawn.image,
-        "size": [entry.get("width"), entry.get("height")],
+        "size": size_of(dataset.images[drawn.image]) or (None, None),
         "picture": drawn.picture,
         "thumbnail": drawn.thumbnail,
         "objects": dict(counts.most_common()),
