@@ -212,11 +212,22 @@ def test_wheel_and_drag_go_nearer(page):
     assert page.run("return frame.getBoundingClientRect().toJSON()") == before
 
 
-def test_the_mouse_on_a_box_marks_it_in_the_panel(page):
+def test_the_mouse_on_a_mark_sets_it_apart(page):
+    """In the panel and on the photograph; what was found brings its ground truth along."""
     page.press("e")
     page.hover("#marks li.mark")
-    assert page.run("return document.querySelectorAll('#boxes .under').length") >= 1
-    assert page.run("return boxes.classList.contains('choosing')")
+    assert page.run("return document.querySelectorAll('#boxes .mark.under').length") == 1
+    page.hover("#legend")
+    assert page.run("return document.querySelectorAll('.under').length") == 0
+
+    page.press("e")
+    while not page.run("return state.marks.length === 2 && state.marks.every((one) => one.role === 'tp')"):
+        page.press("→")
+    x, y, width, height = next(one["box"] for one in page.marks() if one["role"] == "tp")
+    page.point(x + width / 2, y + height / 2)
+    sides = page.run("return [...document.querySelectorAll('#boxes .mark.under')].map((one) => one.dataset.side)")
+    assert sorted(sides) == ["prediction", "truth"]
+    assert page.run("return document.querySelectorAll('#marks li.under').length") == 1
 
 
 def test_a_reload_comes_back_to_the_same_image(page):

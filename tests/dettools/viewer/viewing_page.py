@@ -65,6 +65,10 @@ class Page(chromium.Page):
     def hover(self, selector: str) -> None:
         self._mouse({"type": "pointerMove", "x": 0, "y": 0, "origin": self._element(selector)})
 
+    def point(self, x: float, y: float) -> None:
+        """Move the mouse to a place in the window."""
+        self._mouse({"type": "pointerMove", "x": round(x), "y": round(y)})
+
     def drag(self, selector: str, by: tuple[int, int]) -> None:
         """Take hold of the middle of an element, move, let go."""
         self._mouse(

@@ -62,6 +62,8 @@ function remembering(most, make) {
 }
 
 const figure = (value) => value.toFixed(2);
+// Rounded down: 0.497 does not reach a threshold of 0.50.
+const iouFigure = (value) => figure(Math.floor(value * 100 + 1e-6) / 100);
 const plural = (count, word) => `${count.toLocaleString("en")} ${word}${count === 1 ? "" : "s"}`;
 
 function dot(role, dashed = false) {
@@ -146,12 +148,15 @@ function writeTotals() {
   if (meta.images) parts.push(element("div", {}, element("b", {}, images)));
   if (judged()) {
     const [tp, fp, fn] = [sum(counts.tp), sum(counts.fp), sum(counts.fn)];
-    parts.push(element("div", { class: "chips" }, chip("tp", tp, meta.words.tp), chip("fp", fp, meta.words.fp), chip("fn", fn, meta.words.fn)));
+    const tile = (role, count) => element("div", {}, chip(role, count), element("div", {}, meta.words[role]));
+    parts.push(element("div", { class: "tiles" }, tile("tp", tp), tile("fp", fp), tile("fn", fn)));
     const ratio = (one, other) => (one + other ? figure(one / (one + other)) : "–");
     parts.push(element("div", {}, "precision ", element("b", {}, ratio(tp, fp)), "  recall ", element("b", {}, ratio(tp, fn))));
   } else if (meta.has_predictions) parts.push(element("div", {}, plural(sum(counts.detections), "detection")));
   else if (meta.has_truth) parts.push(element("div", {}, plural(sum(counts.objects), "object")));
   if (state.live.length) parts.push(element("div", {}, `${plural(state.live.length, "photograph")} for ${meta.model}`));
+  else if (!meta.images) parts.push(element("div", {}, "Photographs that you drop are listed here."));
+  document.querySelector(".finder").hidden = !meta.images;
   $("totals").replaceChildren(...parts);
 }
 
@@ -297,14 +302,14 @@ function marksOf({ image, details }) {
     const finder = matches.detection_of[o], found = finder >= 0 && index.score[finder] >= state.score;
     const role = index.crowd[o] ? "ignored" : !judged() ? "object" : found ? "tp" : "fn";
     if (state.on[index.object_class[o]] && state.show.truth) {
-      marks.push({ ...mark("truth", role, index.object_class[o], details.objects[o - begin]), why: role === "fn" ? whyMissed(details, o - begin, first) : "" });
+      marks.push({ ...mark("truth", role, index.object_class[o], details.objects[o - begin]), pair: role === "tp" ? o : -1, why: role === "fn" ? whyMissed(details, o - begin, first) : "" });
     }
   }
   for (let d = first; d < last && index.score[d] >= state.score; d += 1) {
     const object = matches.object_of[d];
     const role = !judged() ? "object" : object < 0 ? "fp" : index.crowd[object] ? "ignored" : "tp";
     if (state.on[index.label[d]] && state.show.predictions) {
-      marks.push({ ...mark("prediction", role, index.label[d], details.detections[d - first], index.score[d]), why: why(role, details, d - first, first, begin) });
+      marks.push({ ...mark("prediction", role, index.label[d], details.detections[d - first], index.score[d]), pair: role === "tp" ? object : -1, why: why(role, details, d - first, first, begin) });
     }
   }
   return marks;
@@ -312,7 +317,7 @@ function marksOf({ image, details }) {
 
 function mark(side, role, label, shape, score) {
   const colour = role === "object" ? classColour(label) : state.meta.colours[role];
-  return { side, role, label, score, box: shape.box, mask: shape.mask, shape, colour, why: "" };
+  return { side, role, label, score, box: shape.box, mask: shape.mask, shape, colour, pair: -1, why: "" };
 }
 
 function why(role, details, detection, firstDetection, firstObject) {
@@ -322,13 +327,13 @@ function why(role, details, detection, firstDetection, firstObject) {
   const near = details.pairs.filter(([d]) => d === detection).map(([, o, iou]) => ({ object: firstObject + o, iou })).filter(({ object }) => !index.crowd[object]).sort((a, b) => b.iou - a.iou);
   if (role === "tp") {
     const own = near.find(({ object }) => object === matches.object_of[firstDetection + detection]);
-    return own ? `IoU ${figure(own.iou)}` : "";
+    return own ? `IoU ${iouFigure(own.iou)}` : "";
   }
   const label = index.label[firstDetection + detection];
   const same = near.find(({ object }) => index.object_class[object] === label), other = near.find(({ object }) => index.object_class[object] !== label);
-  if (same && same.iou >= state.iou) return `second on one object, IoU ${figure(same.iou)}`;
-  if (other && other.iou >= state.iou) return `it is: ${state.classes[index.object_class[other.object]]}, IoU ${figure(other.iou)}`;
-  if (same) return `badly placed, IoU ${figure(same.iou)}`;
+  if (same && same.iou >= state.iou) return `second on one object, IoU ${iouFigure(same.iou)}`;
+  if (other && other.iou >= state.iou) return `it is: ${state.classes[index.object_class[other.object]]}, IoU ${iouFigure(other.iou)}`;
+  if (same) return `badly placed, IoU ${iouFigure(same.iou)}`;
   return "no object there";
 }
 
@@ -336,7 +341,7 @@ function whyMissed(details, object, firstDetection) {
   const { index } = state;
   const near = details.pairs.filter(([, o]) => o === object).map(([d, , iou]) => ({ d: firstDetection + d, iou })).sort((a, b) => b.iou - a.iou)
     .filter(({ d }) => index.score[d] >= state.score)[0];
-  return near ? `nearest: ${state.classes[index.label[near.d]]} ${figure(index.score[near.d])}, IoU ${figure(near.iou)}` : "nothing near it";
+  return near ? `nearest: ${state.classes[index.label[near.d]]} ${figure(index.score[near.d])}, IoU ${iouFigure(near.iou)}` : "nothing near it";
 }
 
 function drawImage() {
@@ -345,7 +350,9 @@ function drawImage() {
   state.marks = marksOf(shown).sort((a, b) => ROLE_ORDER.indexOf(a.role) - ROLE_ORDER.indexOf(b.role) || (b.score ?? 2) - (a.score ?? 2));
   state.under = -1;
   const [width, height] = shown.details.size, annotated = shown.details.annotated;
-  const differs = !shown.problem && annotated?.[0] && (annotated[0] !== width || annotated[1] !== height);
+  // A pixel or two is what resizing rounds off.
+  const far = (one, other) => Math.abs(one - other) > Math.max(2, 0.01 * one);
+  const differs = !shown.problem && annotated?.[0] && (far(annotated[0], width) || far(annotated[1], height));
   const problem = shown.problem ?? (differs ? `annotated as ${annotated.join(" × ")}, the file is ${width} × ${height}: boxes may lie elsewhere` : null);
   $("problem").hidden = !problem;
   $("problem").textContent = problem ?? "";
@@ -511,10 +518,15 @@ function drawPanel() {
   $("marks").replaceChildren(...(parts.length ? parts : [element("li", { class: "empty" }, "Nothing to see at these settings.")]));
 }
 
+// Sets one mark apart; with a detection that is right, the object that it found.
 function choose(place) {
+  const { marks } = state, pair = marks[place]?.pair ?? -1;
   state.under = place;
   $("boxes").classList.toggle("choosing", place >= 0);
-  for (const one of document.querySelectorAll("[data-place]")) one.classList.toggle("under", Number(one.dataset.place) === place);
+  for (const one of document.querySelectorAll("[data-place]")) {
+    const own = Number(one.dataset.place);
+    one.classList.toggle("under", own === place || (pair >= 0 && marks[own].pair === pair));
+  }
 }
 
 function drawLegend() {
@@ -524,7 +536,7 @@ function drawLegend() {
       for (const [role, number] of [["tp", count("tp", state.show.predictions ? "prediction" : "truth")], ["fp", count("fp")], ["fn", count("fn")], ["ignored", count("ignored")]]) {
       if (role !== "ignored" || number) parts.push(chip(role, number, meta.words[role]));
     }
-    if (count("tp", "truth")) parts.push(element("span", { class: "chip" }, dot("tp", true), "ground truth of a found one"));
+    if (count("tp", "truth")) parts.push(element("span", { class: "chip" }, dot("tp", true), "its ground truth"));
   } else {
     for (const label of [...new Set(marks.filter((one) => one.role === "object").map((one) => one.label))].slice(0, 8)) {
       parts.push(element("span", { class: "chip" }, dot(classColour(label)), element("b", {}, marks.filter((one) => one.label === label).length), state.classes[label]));
