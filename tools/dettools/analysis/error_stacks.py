@@ -238,5 +238,5 @@ def _shape_areas(ground_truth: GroundTruth, iou_type: IouType) -> Floats:
         sides = np.array([one["bbox"][2:] for one in ground_truth.annotations], np.float64).reshape(-1, 2)
         return sides[:, 0] * sides[:, 1]
     sizes = {image.id: (image.height, image.width) for image in ground_truth.images}
-    shapes = [annotation_rle(one, *sizes[one["image_id"]]) for one in ground_truth.annotations]
-    return np.asarray(rle_masks.area(shapes), np.float64) if shapes else np.empty(0)
+    shapes: list[Any] = [annotation_rle(one, *sizes[one["image_id"]]) for one in ground_truth.annotations]
+    return np.asarray(rle_masks.area(shapes), np.float64).reshape(len(shapes))

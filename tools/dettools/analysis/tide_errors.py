@@ -97,7 +97,7 @@ class TideErrors:
         places = slice(None) if label is None else slice(label, label + 1)
         has = objects[places] > 0
         number, right = int(objects[places].sum()), int(found[places].sum())
-        counts = {kind: int(tables[place, area, places].sum()) for place, kind in enumerate(KINDS)}
+        counts: dict[str, int] = {kind: int(tables[place, area, places].sum()) for place, kind in enumerate(KINDS)}
         wrong = sum(count for kind, count in counts.items() if kind != "Miss")
         if not has.any():
             return Figures(number, right, number - right, right + wrong, counts, None, None)

@@ -1,18 +1,22 @@
 """Error stacks and TIDE errors as pictures; the stacks under the names that MMDetection's tool gives them.
 
-Hundreds of stacks are drawn, so one figure is used again and again. A class without objects of a size has no picture:
-zeros would say that nothing of it was found.
+Hundreds of stacks are drawn, so one figure is used again and again, and only what changes is drawn anew. A class
+without objects of a size has no picture: zeros would say that nothing of it was found.
 """
 
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.patches import Patch
+from matplotlib.patches import Rectangle
+from PIL import Image
 
 from dettools.analysis.error_stacks import AREA_NAMES, CURVES, RECALLS, ErrorStacks, size_groups
 from dettools.analysis.overlaps import Floats, Overlaps
@@ -93,27 +97,47 @@ def save_stacks(
     return saved
 
 
+class _Repeated:
+    """A figure of which only some parts change from picture to picture: what stands still is drawn once."""
+
+    def __init__(self, figure: Figure, moving: Sequence[Artist]) -> None:
+        # The canvas has no types.
+        self._canvas: Any = FigureCanvasAgg(figure)
+        self._figure, self._moving = figure, moving
+        for one in moving:
+            one.set_animated(True)
+        self._canvas.draw()
+        self._ground = self._canvas.copy_from_bbox(figure.bbox)
+
+    def save(self, path: Path) -> None:
+        self._canvas.restore_region(self._ground)
+        for one in self._moving:
+            self._figure.draw_artist(one)
+        Image.fromarray(np.asarray(self._canvas.buffer_rgba())).convert("RGB").save(path)
+
+
 class _StackPicture:
     """Seven layers of precision over recall."""
 
     def __init__(self) -> None:
-        self._figure = Figure(figsize=(7.6, 4.8), dpi=_DPI)
-        self._axes = self._figure.add_axes((0.085, 0.115, 0.56, 0.8))
+        figure = Figure(figsize=(7.6, 4.8), dpi=_DPI)
+        axes = figure.add_axes((0.085, 0.115, 0.56, 0.8))
+        axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="recall", ylabel="precision")
         flat = np.zeros_like(RECALLS)
-        self._layers = [self._axes.fill_between(RECALLS, flat, flat, color=COLOURS[name], lw=0) for name in CURVES]
-        self._lines = [self._axes.plot(RECALLS, flat, color="black", linewidth=0.6)[0] for _ in CURVES]
-        self._axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="recall", ylabel="precision")
-        patches = [Patch(facecolor=COLOURS[name], edgecolor="black", linewidth=0.5) for name in CURVES]
+        self._layers = [axes.fill_between(RECALLS, flat, flat, color=COLOURS[name], lw=0) for name in CURVES]
+        self._lines = [axes.plot(RECALLS, flat, color="black", linewidth=0.6)[0] for _ in CURVES]
+        self._title = figure.text(0.365, 0.94, "", ha="center", fontsize=10)
+        self._figures = []
         # Top down as the layers lie on each other.
-        self._legend = self._axes.legend(
-            patches[::-1],
-            list(CURVES[::-1]),
-            loc="upper left",
-            bbox_to_anchor=(1.015, 1.015),
-            frameon=False,
-            fontsize=8.5,
-            labelspacing=0.8,
-        )
+        for place, name in enumerate(CURVES[::-1]):
+            y = 0.89 - 0.055 * place
+            figure.add_artist(
+                Rectangle((0.665, y - 0.006), 0.022, 0.027, facecolor=COLOURS[name], edgecolor="black", linewidth=0.6)
+            )
+            self._figures.append(figure.text(0.694, y, "", fontsize=8.5))
+            figure.text(0.764, y, f"{name}  {CURVE_WORDS[name]}", fontsize=8.3)
+        moving = (*self._layers, *self._lines, *axes.spines.values(), self._title, *self._figures)
+        self._picture = _Repeated(figure, moving)
 
     def save(self, path: Path, title: str, curves: Floats, ap: dict[str, float]) -> None:
         below = np.zeros_like(RECALLS)
@@ -121,46 +145,45 @@ class _StackPicture:
             layer.set_data(RECALLS, below, curve)
             line.set_ydata(curve)
             below = curve
-        for text, name in zip(self._legend.get_texts(), CURVES[::-1], strict=True):
-            text.set_text(f"[{ap[name]:.3f}]{name}  {CURVE_WORDS[name]}")
-        self._axes.set_title(title, fontsize=10)
-        self._figure.savefig(path)
+        for text, name in zip(self._figures, CURVES[::-1], strict=True):
+            text.set_text(f"[{ap[name]:.3f}]")
+        self._title.set_text(title)
+        self._picture.save(path)
 
 
 class _BarPicture:
     """The area below each curve as a bar, and how much each error takes."""
 
     def __init__(self) -> None:
-        self._figure = Figure(figsize=(6.4, 4.2), dpi=_DPI)
-        self._axes = self._figure.add_axes((0.11, 0.12, 0.86, 0.78))
-        self._bars = self._axes.bar(
-            CURVES, [0.0] * len(CURVES), color=list(COLOURS.values()), edgecolor="black", linewidth=0.6
-        )
-        self._texts = [self._axes.text(place, 0, "", ha="center", fontsize=8.5) for place in range(len(CURVES))]
-        self._axes.set(ylim=(0, 1.15), ylabel="area below the curve")
+        figure = Figure(figsize=(6.4, 4.2), dpi=_DPI)
+        axes = figure.add_axes((0.11, 0.12, 0.86, 0.78))
+        colours = list(COLOURS.values())
+        self._bars = axes.bar(CURVES, [0.0] * len(CURVES), color=colours, edgecolor="black", linewidth=0.6)
+        self._texts = [axes.text(place, 0, "", ha="center", fontsize=8.5) for place in range(len(CURVES))]
+        self._title = figure.text(0.54, 0.94, "", ha="center", fontsize=10)
+        axes.set(ylim=(0, 1.15), ylabel="area below the curve")
         for side in ("top", "right"):
-            self._axes.spines[side].set_visible(False)
+            axes.spines[side].set_visible(False)
+        self._picture = _Repeated(figure, (*self._bars, *self._texts, axes.spines["bottom"], self._title))
 
     def save(self, path: Path, title: str, ap: dict[str, float]) -> None:
         before = 0.0
-        for bar, text, value in zip(self._bars, self._texts, ap.values(), strict=True):
+        for place, (bar, text, value) in enumerate(zip(self._bars, self._texts, ap.values(), strict=True)):
             bar.set_height(value)
             text.set_y(value + 0.015)
-            text.set_text(f"{value:.3f}" + (f"\n(+{value - before:.3f})" if bar is not self._bars[0] else ""))
+            text.set_text(f"{value:.3f}\n(+{value - before:.3f})" if place else f"{value:.3f}")
             before = value
-        self._axes.set_title(title, fontsize=10)
-        self._figure.savefig(path)
+        self._title.set_text(title)
+        self._picture.save(path)
 
 
 def save_area_pictures(folder: Path, overlaps: Overlaps, areas: Sequence[float]) -> list[Path]:
     """Draw how many objects are small, medium and large, and the histogram of their areas."""
     area = overlaps.object_area[~overlaps.crowd]
     groups = np.bincount(size_groups(area, areas), minlength=4)
-    ends = [0, *areas]
-    words = [
-        f"{name}\n{start:g} to {end:g} px²"
-        for name, start, end in zip(AREA_NAMES[1:], ends[:-1], ends[1:], strict=True)
-    ]
+    small, medium, _ = areas
+    words = [f"0 to {small:g} px²", f"{small:g} to {medium:g} px²", f"from {medium:g} px²"]
+    words = [f"{name}\n{text}" for name, text in zip(AREA_NAMES[1:], words, strict=True)]
     figure = Figure(figsize=(6.4, 4.2), dpi=_DPI, layout="constrained")
     axes = figure.subplots()
     counts = [len(area), *groups[:3].tolist()]
@@ -182,8 +205,6 @@ def save_area_pictures(folder: Path, overlaps: Overlaps, areas: Sequence[float])
     axes.set(xlabel="√area, px (dashed: small | medium | large)", ylabel="objects", title=EXTRA_HISTOGRAM)
     histogram = folder / f"{EXTRA_HISTOGRAM}.png"
     figure.savefig(histogram)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
     return [grouped, histogram]
 
 
@@ -204,7 +225,9 @@ def tide_figure(errors: TideErrors, area: int = 0, label: int | None = None) -> 
 
 
 def _bars(axes: Axes, kinds: Sequence[str], values: Sequence[float], texts: Sequence[str]) -> None:
-    bars = axes.barh(kinds, values, color=[KIND_COLOURS[kind] for kind in kinds], height=0.7)
+    # Bars of one thickness, however many there are.
+    thickness = 0.7 * len(kinds) / len(KINDS)
+    bars = axes.barh(kinds, values, color=[KIND_COLOURS[kind] for kind in kinds], height=thickness)
     axes.bar_label(bars, texts, padding=3, fontsize=9)
     axes.invert_yaxis()
     axes.margins(x=0.2)

@@ -29,7 +29,7 @@ def print_errors(stacks: ErrorStacks, errors: TideErrors, names: Sequence[str], 
         delta = None if figures.delta_ap is None else figures.delta_ap[kind]
         table.add_row(kind, MEANINGS[kind], f"{number}", _signed(delta), end_section=kind == KINDS[-1])
     console.print(table)
-    table = _table("area below the curves, errors forgiven one after the other", ("objects",), CURVES)
+    table = _table("area below the curves, errors forgiven one after the other", ("size (objects)",), CURVES)
     for area, name in enumerate(AREA_NAMES):
         ap = stacks.ap(area)
         row = f"{name} ({stacks.objects[area].sum()})"
@@ -59,10 +59,13 @@ def summary(errors: TideErrors) -> list[str]:
 
 
 def worst_classes(errors: TideErrors) -> list[int]:
-    """Return the classes that have objects, those of the lowest AP first."""
-    ap = errors.ap[0]
-    ranked: list[int] = [int(one) for one in ap.argsort(kind="stable") if ap[one] == ap[one]]
-    return ranked
+    """Return the classes that have objects: first those that lack most AP, times their objects.
+
+    By AP alone, classes of one or two objects would come first.
+    """
+    figures = {label: errors.figures(0, label) for label in range(len(errors.overlaps.category_ids))}
+    lacking = {label: (1 - one.ap) * one.objects for label, one in figures.items() if one.ap is not None}
+    return sorted(lacking, key=lambda label: -lacking[label])
 
 
 def to_json(stacks: ErrorStacks, errors: TideErrors, names: Sequence[str]) -> dict[str, Any]:
