@@ -110,6 +110,14 @@ def test_whatever_stands_in_an_annotation_the_rest_is_drawn(tmp_path):
     assert all("cat" in [mark.text for mark in marks_of(dataset, inspection, one.image)] for one in drawn)
 
 
+def test_an_object_with_a_mask_alone_is_drawn_where_it_is(tmp_path):
+    rle = {"size": [48, 64], "counts": [48 * 10 + 5, 20, 48 * 54 - 25]}
+    only_a_mask = {"id": 1, "image_id": 1, "category_id": 1, "segmentation": rle, "iscrowd": 0}
+    dataset = load_dataset(Source(coco_tree(tmp_path, coco_document([only_a_mask]))))
+    (mark,) = marks_of(dataset, find_problems(dataset), 0)
+    assert (mark.box_xywh, mark.text, mark.role) == ((10, 5, 1, 20), "cat", "object")
+
+
 def test_what_cannot_be_drawn_is_told(tmp_path, capsys):
     path = coco_tree(tmp_path, coco_document(images=3))
     (tmp_path / "val" / "1.jpg").unlink()

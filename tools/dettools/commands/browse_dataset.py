@@ -124,7 +124,7 @@ def run(args: argparse.Namespace) -> int:
     elif filters.narrow:
         print(f"images that pass the filters: {len(places)}; --output-dir DIR draws them", file=sys.stderr)
     if args.json:
-        print(json.dumps({**document, "statistics": statistics.to_json(), **_problems(inspection)}))
+        print(json.dumps({**document, "statistics": statistics.to_json(), **_problems(dataset, inspection)}))
     return int(args.check and inspection.errors > 0)
 
 
@@ -232,14 +232,14 @@ def _write(
     return [{"image": dataset.name_of(one.image), "picture": one.picture} for one in drawn], inspection
 
 
-def _problems(inspection: Inspection) -> dict[str, Any]:
-    from dettools.datasets.inspection import KINDS
+def _problems(dataset: Dataset, inspection: Inspection) -> dict[str, Any]:
+    from dettools.datasets.inspection import KINDS, sentence
 
     kinds = {
         kind: {
             "count": count,
             "severity": KINDS[kind].severity,
-            "examples": [one.detail for one in inspection.problems if one.kind == kind][:MOST_EXAMPLES],
+            "examples": [sentence(dataset, one) for one in inspection.problems if one.kind == kind][:MOST_EXAMPLES],
         }
         for kind, count in inspection.counts.items()
     }

@@ -135,6 +135,11 @@ def find_problems(
     return Inspection(_ordered(problems), opened, (note,) if note else ())
 
 
+def sentence(dataset: Dataset, problem: Problem) -> str:
+    """Return the image and what is wrong with it."""
+    return problem.detail if problem.image is None else f"{dataset.name_of(problem.image)}: {problem.detail}"
+
+
 def _ordered(problems: Sequence[Problem]) -> tuple[Problem, ...]:
     rank = {kind: place for place, kind in enumerate(KINDS)}
 
@@ -319,7 +324,7 @@ def _says_corners(annotation: Mapping[str, Any], box: Box) -> bool:
 def _of_file(dataset: Dataset, place: int, *, read_pixels: bool) -> Iterator[Problem]:
     path, image = dataset.files[place], dataset.images[place]
     if path is None:
-        yield Problem("missing_file", f"{dataset.name_of(place)}", place)
+        yield Problem("missing_file", "there is no such file", place)
         return
     try:
         header = read_header(path)
@@ -327,11 +332,11 @@ def _of_file(dataset: Dataset, place: int, *, read_pixels: bool) -> Iterator[Pro
             with Image.open(path) as picture:
                 picture.load()
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        yield Problem("unreadable_image", f"{path.name}: {error}", place)
+        yield Problem("unreadable_image", str(error).replace(str(path), path.name), place)
         return
     if (size := size_of(image)) is not None:
         for kind, detail in _of_size(size, header):
-            yield Problem(kind, f"{path.name}: {detail}", place)
+            yield Problem(kind, detail, place)
 
 
 def _of_size(annotated: tuple[int, int], header: ImageHeader) -> Iterator[tuple[str, str]]:

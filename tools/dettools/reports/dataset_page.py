@@ -17,8 +17,8 @@ import numpy as np
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from dettools.datasets.dataset import Dataset, Problem, box_of, is_id, size_of
-from dettools.datasets.inspection import KINDS, Inspection
+from dettools.datasets.dataset import Dataset, box_of, is_id, size_of
+from dettools.datasets.inspection import KINDS, Inspection, sentence
 from dettools.datasets.statistics import SIZES, DatasetStatistics, Distribution, area_of, size_name
 from dettools.reports.dataset_pictures import Drawn
 from dettools.reports.dataset_tables import image_sizes_line, range_line, sizes_line
@@ -140,12 +140,8 @@ def _kind(dataset: Dataset, inspection: Inspection, kind: str) -> dict[str, Any]
         "meaning": KINDS[kind].meaning,
         "count": len(cases),
         "images": len({one.image for one in cases if one.image is not None}),
-        "cases": [_case(dataset, one) for one in cases[:MOST_CASES]],
+        "cases": [sentence(dataset, one) for one in cases[:MOST_CASES]],
     }
-
-
-def _case(dataset: Dataset, problem: Problem) -> tuple[str, str]:
-    return "" if problem.image is None else dataset.name_of(problem.image), problem.detail
 
 
 def _plots(statistics: DatasetStatistics) -> list[tuple[str, str]]:

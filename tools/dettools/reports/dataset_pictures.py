@@ -52,7 +52,7 @@ def draw_pictures(dataset: Dataset, inspection: Inspection, places: Sequence[int
             photograph = open_photograph(path, size_of(dataset.images[place]))
         except PictureError as error:
             known = any(one.kind == "unreadable_image" for one in inspection.of_image.get(place, ()))
-            said = f"{path.name}: {str(error).removeprefix(f'{path}: ')}"
+            said = str(error).removeprefix(f"{path}: ")
             yield Drawn(place, None, None, () if known else (Problem("unreadable_image", said, place),))
             continue
         photograph, marks = _with_border(photograph, marks_of(dataset, inspection, place))
@@ -62,7 +62,7 @@ def draw_pictures(dataset: Dataset, inspection: Inspection, places: Sequence[int
             _save(photograph, marks, folder / large, folder / small)
         except (ValueError, TypeError, LookupError, RuntimeError) as error:
             # Of all that is drawn only the counts of an RLE have not been looked at before.
-            problems = (Problem("bad_segmentation", f"{dataset.name_of(place)}: {error}", place),)
+            problems = (Problem("bad_segmentation", str(error), place),)
             _save(photograph, [replace(mark, segmentation=None) for mark in marks], folder / large, folder / small)
         yield Drawn(place, large, small, problems)
 
@@ -95,7 +95,7 @@ def marks_of(dataset: Dataset, inspection: Inspection, place: int) -> list[Mark]
 def _drawable(annotation: Mapping[str, Any]) -> dict[str, Any]:
     """Return of an annotation what the gallery can draw, whatever stands in the file."""
     box, category = box_of(annotation), annotation.get("category_id")
-    masked = box is not None and not any(segmentation_faults(annotation))
+    masked = not any(segmentation_faults(annotation))
     return {
         "bbox": box,
         "category_id": category if is_id(category) else -1,

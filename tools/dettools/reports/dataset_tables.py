@@ -1,14 +1,12 @@
 """A data set's figures and problems in the terminal."""
 
-from pathlib import PurePath
-
 from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from dettools.datasets.dataset import Dataset
-from dettools.datasets.inspection import KINDS, Inspection
+from dettools.datasets.inspection import KINDS, Inspection, sentence
 from dettools.datasets.statistics import DatasetStatistics, Distribution
 
 MOST_CLASSES = 20
@@ -34,10 +32,8 @@ def print_problems(dataset: Dataset, inspection: Inspection, console: Console) -
     table.add_column("first", ratio=1, overflow="fold")
     for kind, count in inspection.counts.items():
         first = next(one for one in inspection.problems if one.kind == kind)
-        name = "" if first.image is None else dataset.name_of(first.image)
         colour = "red" if KINDS[kind].severity == "error" else "yellow"
-        told = f"{name}: {first.detail}" if name and not first.detail.startswith(PurePath(name).name) else first.detail
-        table.add_row(f"[{colour}]{kind}[/]", str(count), KINDS[kind].meaning, escape(told))
+        table.add_row(f"[{colour}]{kind}[/]", str(count), KINDS[kind].meaning, escape(sentence(dataset, first)))
     console.print(table)
 
 
