@@ -104,7 +104,7 @@ def test_an_image_without_objects_is_not_the_worst():
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_the_mean_over_present_classes_is_the_original_s(seed):
-    """Equal where no two detections want one object more than any other: there the original's VOC rule and COCO's part."""
+    """Equal where objects do not overlap: else the original's rule (VOC's) and COCO's part, as below."""
     document, results = scenes(seed, images=60)
     document["annotations"] = [one for one in document["annotations"] if not one["iscrowd"]]
     compared = 0
@@ -260,7 +260,8 @@ def test_the_page_shows_and_sorts_in_a_browser(four, tmp_path):
         pytest.skip("there is no Chromium to open the page in")
     assert run(four, "--show-score-thr", "0.1") == 0
     page = four / "out" / "index.html"
-    sorting = "<script>document.querySelector('[data-column=\"fp\"]').click();document.title = rows.map(row => row.cells[0].textContent).join();</script></body>"
+    sorting = """<script>document.querySelector('[data-column="fp"]').click();
+      document.title = rows.map(row => row.cells[0].textContent).join();</script></body>"""
     page.write_text(page.read_text().replace("</body>", sorting))
     quiet = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
     quiet += ["--disable-component-update", "--disable-sync", f"--user-data-dir={tmp_path / 'profile'}"]

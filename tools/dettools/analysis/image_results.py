@@ -106,7 +106,8 @@ def image_results(
     mistaken = confused(overlaps, matches, iou_threshold)[0] >= 0
 
     def count(places: Ints) -> list[int]:
-        return np.bincount(places, minlength=images).tolist()
+        counts: list[int] = np.bincount(places, minlength=images).tolist()
+        return counts
 
     objects, tp, fp = (
         count(one) for one in (overlaps.object_image[wanted], overlaps.image[found], overlaps.image[false])

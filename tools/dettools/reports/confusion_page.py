@@ -3,6 +3,7 @@
 Confusion ─► cells that are shown ─► examples of each ─► the first ones drawn, every cell in turn ─► index.html
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -89,7 +90,13 @@ class Examples:
         return f"{words}: {name}"
 
     def draw(self, folder: Path, most: int) -> dict[tuple[int, int, int], Path]:
-        """Draw the first errors of the cells in turn; return the files by row, column and number of the error."""
+        """Draw the first errors of the cells in turn; return the files by row, column and number of the error.
+
+        Pictures of an earlier run, which are named alike, are removed.
+        """
+        for path in folder.glob("*.jpg"):
+            if re.fullmatch(r"\d+_\d+_\d", path.stem):
+                path.unlink()
         asked = [
             (place, number, cell)
             for place, cell in enumerate(self.cells)

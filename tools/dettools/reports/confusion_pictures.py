@@ -67,7 +67,8 @@ def save_matrix(
     for row, column in np.argwhere(counts > 0):
         value = values[row, column]
         red, green, blue, _ = colours(value / largest)
-        text = f"{value:.0f}" if by == "none" or value >= 0.5 else "<1"
+        # Halves go up, as on the page.
+        text = f"{int(value + 0.5)}" if by == "none" or value >= 0.5 else "<1"
         # A count of many digits still fits its cell.
         points = (9 if size <= 12 else 7) * min(1.0, 3.2 / max(len(text), 1))
         ink = "black" if 0.299 * red + 0.587 * green + 0.114 * blue > 0.55 else "white"
@@ -87,7 +88,7 @@ def save_matrix(
     axes.set_ylabel("true class (objects)", fontsize=1.2 * points)
     lines = [_HEADS[by], f"score ≥ {confusion.score_threshold:g}, IoU ≥ {confusion.iou_threshold:g}"]
     if others:
-        lines[1] += f"; {len(chosen)} of {confusion.classes} classes, those confused most"
+        lines[1] += f"; {len(chosen)} of {confusion.classes} classes: the most confused, then the most frequent"
     title = "Normalized Confusion Matrix" if by != "none" else "Confusion Matrix"
     axes.set_title("\n".join([title, *lines]), fontsize=max(10.0, 0.4 * size), pad=12)
     figure.colorbar(image, ax=axes, shrink=0.5, aspect=30, pad=0.02, label="count" if by == "none" else "%")
