@@ -92,9 +92,9 @@ def _require_figures(results: RobustnessResults, path: Path, task: str, metric: 
     """Tell a task or figure that no cell has, instead of printing a table of nothing."""
     cells = [*([results.clean] if results.clean else []), *(c for row in results.cells.values() for c in row.values())]
     if not any(metric in cell.figures.get(task, {}) for cell in cells):
-        there = sorted(
-            {f"{kind} {name}" for cell in cells for kind, figures in cell.figures.items() for name in figures}
-        )
+        kinds = {kind for cell in cells for kind in cell.figures}
+        figures = {name for cell in cells for name in cell.figures.get(task, {})}
+        there = sorted(figures or kinds)
         raise DetserveError(
             f"{path}: no cell has {task} {metric}; it has {', '.join(there) or 'no figure'}. Choose another --task, "
             "--metric or --dataset."

@@ -110,15 +110,17 @@ def save_curves(
                     # Side by side, so that the bars of one severity can be told apart.
                     at = severity + 0.05 * (place - (len(measured) - 1) / 2)
                     axes.plot([at, at], interval, color=colour, linewidth=1.2, alpha=0.55)
-        one = aggregate(results, group, task=task, metric=metric)
-        axes.set_title(_title(one), fontsize=10, loc="left")
+        mean = aggregate(results, group, task=task, metric=metric)
+        title = "transport: of the file, not of the picture" if group == "transport" else _title(mean)
+        axes.set_title(title, fontsize=10, loc="left")
         axes.set_xticks(range(6), ["clean", *map(str, range(1, 6))])
         axes.set_xlim(-0.25, 5.25)
         axes.set_ylim(bottom=0)
         axes.grid(visible=True, color="0.9")
         axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(fontsize=8, framealpha=0.85, loc="lower left")
+        # Of a cut-off file nothing is found: that line runs along the bottom.
+        axes.legend(fontsize=8, framealpha=0.85, loc="center right" if group == "transport" else "lower left")
         if any(len(severities_of(corruption)) < 5 for corruption in measured):
             axes.set_xlabel("severity (some corruptions have fewer levels)", fontsize=9)
         else:
@@ -128,7 +130,7 @@ def save_curves(
     for axes in grid[::columns]:
         axes.set_ylabel(f"{task} {metric}")
     mean = aggregate(results, name, task=task, metric=metric)
-    p = "" if clean is None else f"P {clean:.3f} (dashed), "
+    p = "" if clean is None else f"P {clean:.3f} (dashed{'; grey: its 95 % interval' if band else ''}), "
     figure.suptitle(f"{results.model}: {p}{_title(mean)}", fontsize=11, x=0.01, ha="left")
     figure.savefig(path)
 
