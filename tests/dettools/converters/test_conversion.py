@@ -72,13 +72,19 @@ def test_a_proof_passes_when_outputs_agree_and_are_more_than_zeros(source, targe
     json.dumps(proof.to_json(), allow_nan=False)
 
 
+def test_large_outputs_may_differ_as_float32_rounds_them():
+    source, target = [torch.tensor([500.0])], [torch.tensor([500.001])]
+    assert prove("x", source, target).passed
+    assert not prove("x", source, target, relative=False).passed
+
+
 def test_fewer_outputs_prove_nothing():
     assert not prove("x", [torch.ones(2)], []).passed
     assert not prove("x", [], []).passed
 
 
 def conversion(source: Path, **changes: object) -> Conversion:
-    values = {"rows": (Row("a", "a", (3,)),), "state": {"a": STATE["a"]}, "proofs": (Proof("x", 0.0, 1.0, 3),)}
+    values = {"rows": (Row("a", "a", (3,)),), "state": {"a": STATE["a"]}, "proofs": (Proof("x", 0.0, 1e-5, 1.0, 3),)}
     return Conversion("regnet2mmdet", source, "0" * 64, **(values | changes))
 
 
@@ -96,7 +102,7 @@ def test_the_input_is_never_written_over(tmp_path):
 
 
 def test_what_is_not_proven_is_not_written(tmp_path):
-    for wrong in ({"proofs": (Proof("x", 1.0, 1.0, 3),)}, {"missing": ("b",)}):
+    for wrong in ({"proofs": (Proof("x", 1.0, 1e-5, 1.0, 3),)}, {"missing": ("b",)}):
         with pytest.raises(ConversionError, match="not written"):
             save_conversion(conversion(tmp_path / "in.pth", **wrong), tmp_path / "out.pth")
     assert not list(tmp_path.iterdir())

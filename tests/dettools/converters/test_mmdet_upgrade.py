@@ -11,6 +11,7 @@ from dethandlers.artefact import digest_file
 from detserve.errors import CheckpointError
 from dettools.cli import main
 from dettools.converters.conversion import ConversionError, MoveBackground
+from dettools.converters.mmdet_changes import Change
 from dettools.converters.mmdet_upgrade import upgrade_checkpoint
 from old_detectors import (
     ANCHORS,
@@ -23,7 +24,6 @@ from old_detectors import (
     ssd,
     two_stage,
 )
-from packaging.version import Version
 
 needs_mmdet = [
     pytest.mark.skipif(importlib.util.find_spec("mmdet") is None, reason="MMDetection is not installed"),
@@ -117,6 +117,16 @@ def test_with_the_originals_bias_the_certificate_fails_and_nothing_is_written(tm
     assert main(["upgrade-checkpoint", str(path), str(out)]) == 0
 
 
+def test_a_small_bias_cannot_hide_behind_large_weights(tmp_path, monkeypatch):
+    heads = two_stage()
+    path = saved(tmp_path, heads | {key: heads[key] * 1e-4 for key in heads if key.endswith("fc_reg.bias")})
+    monkeypatch.setattr(MoveBackground, "apply", original_bias)
+    (boxes,) = (proof for proof in upgrade_checkpoint(path).proofs if proof.name.endswith("fc_reg"))
+    assert boxes.largest > 10
+    assert boxes.max_delta == pytest.approx(4e-4, rel=0.5)
+    assert not boxes.passed
+
+
 def softmax_rpn(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return state | {
         "rpn_head.rpn_cls.weight": numbered(2 * ANCHORS, 2, 1, 1),
@@ -147,12 +157,12 @@ def test_the_rpn_changes_before_2_5_and_versions_are_no_texts(version, expected,
     assert found.proven
 
 
-def test_as_texts_2_10_comes_before_2_5():
-    """The original's comparison: 2.10 to 2.28 had their RPN moved once more."""
-    assert "2.10.0" < "2.5.0"
-    assert Version("2.10.0") > Version("2.5.0")
-    bias = softmax_rpn(two_stage())["rpn_head.rpn_cls.bias"]
-    assert classes_of(original_reorder(bias, 81)) != classes_of(bias)
+def test_compared_as_texts_2_10_to_2_28_lose_their_rpn(tmp_path, monkeypatch):
+    """The original's comparison: an RPN that was right takes objects for background."""
+    path = saved(tmp_path, new_heads(softmax_rpn(two_stage())), "2.10.0")
+    assert classes_of(upgrade_checkpoint(path).state["rpn_head.rpn_cls.bias"]) == [0, 1, 2, 3, 4, 5]
+    monkeypatch.setattr(Change, "applies", lambda change, old, _: str(old) < change.since)
+    assert classes_of(upgrade_checkpoint(path).state["rpn_head.rpn_cls.bias"]) == [1, 0, 3, 2, 5, 4]
 
 
 def test_every_stage_of_a_cascade_is_read_from_its_own_shape(tmp_path):
@@ -348,6 +358,16 @@ def with_background_first(state: dict[str, torch.Tensor]) -> dict[str, torch.Ten
 
 class TestWithMMDetection:
     pytestmark = needs_mmdet
+
+    @pytest.mark.shared_data
+    def test_a_trained_detector_of_mmdetection_3_needs_nothing(self, shared_data, tmp_path, capsys):
+        folder, out = shared_data / "models/mmdet_yolox_nano", tmp_path / "new.pth"
+        (checkpoint,), (config,) = folder.glob("*.pth"), folder.glob("*.py")
+        assert main(["upgrade-checkpoint", str(checkpoint), str(out), "--config", str(config), "--json"]) == 0
+        printed = capsys.readouterr()
+        assert "nothing is needed" in printed.err
+        document = json.loads(printed.out.splitlines()[-1])
+        assert document["missing"] == document["unexpected"] == []
 
     def test_an_upgraded_detector_gives_the_outputs_it_was_made_from(self, tmp_path):
         from dethandlers.mmdet_model import build_network

@@ -212,6 +212,22 @@ class TestWithMMDetection:
         assert found.unused == ("neck.fpn.weight",)
 
 
+def test_without_mmdetection_torchvision_stands_in_and_that_is_told(tmp_path, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    for source in ("torchvision", "pycls"):
+        found = convert_regnet(saved(tmp_path, network(source).state_dict()))
+        assert found.proven
+        assert found.proofs[0].compared > 0
+        assert any("MMDetection is not installed" in note for note in found.notes)
+
+
+def test_halves_stay_halves(tmp_path):
+    state = {key: one.half() if one.is_floating_point() else one for key, one in network("timm").state_dict().items()}
+    found = convert_regnet(saved(tmp_path, state), to="torchvision")
+    assert found.proven
+    assert found.state["fc.weight"].dtype == torch.float16
+
+
 def original_convert(key: str) -> str:
     """regnet2mmdet.py, the parts that matter here."""
     if "stem" in key:

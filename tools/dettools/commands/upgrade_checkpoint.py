@@ -31,7 +31,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     parser.add_argument("--from", dest="made_by", metavar="VERSION", help="that made the weights (default: from meta)")
     parser.add_argument(
-        "--to", dest="wanted", default="3.3.0", metavar="VERSION", help="that shall load them (default: 3.3.0)"
+        "--to", dest="wanted", metavar="VERSION", help="that shall load them (default: the newest known, 3.3.0)"
     )
     parser.add_argument(
         "--config", type=Path, metavar="FILE", help="of the new version (read, not run): do the weights fit its model?"

@@ -18,7 +18,7 @@ import torch
 from detserve.errors import DetserveError
 
 TOLERANCE = 1e-5
-"""Largest difference of two outputs in float32, of what is at most 1; larger outputs are allowed as many times it."""
+"""Largest difference of two outputs, where they are at most 1."""
 
 
 class ConversionError(DetserveError):
@@ -154,19 +154,16 @@ class Proof:
     Attributes:
         name: what was compared.
         max_delta: largest absolute difference; infinite where shapes differ or a value is no number.
+        tolerance: largest difference that passes.
         largest: largest absolute output of the source; with nothing but zeros a comparison proves nothing.
         compared: how many numbers.
     """
 
     name: str
     max_delta: float
+    tolerance: float
     largest: float
     compared: int
-
-    @property
-    def tolerance(self) -> float:
-        """Largest difference that passes."""
-        return TOLERANCE * (max(1.0, self.largest) if math.isfinite(self.largest) else 1.0)
 
     @property
     def passed(self) -> bool:
@@ -268,16 +265,24 @@ def unused_keys(rows: Sequence[Row], source: Mapping[str, torch.Tensor]) -> tupl
     return tuple(key for key in source if key not in taken)
 
 
-def prove(name: str, source: Sequence[torch.Tensor], target: Sequence[torch.Tensor]) -> Proof:
-    """Compare outputs, one by one."""
+def prove(name: str, source: Sequence[torch.Tensor], target: Sequence[torch.Tensor], *, relative: bool = True) -> Proof:
+    """Compare outputs, one by one.
+
+    Args:
+        name: of what is compared.
+        source: outputs of the source's architecture.
+        target: outputs of the target's.
+        relative: outputs larger than 1 may differ as many times more, as the rounding of float32 does.
+    """
     pairs = list(zip(source, target, strict=False))
     largest = max((float(one.abs().max()) for one in source if one.numel()), default=0.0)
+    tolerance = TOLERANCE * (largest if relative and 1 < largest < math.inf else 1.0)
     if len(source) != len(target) or any(one.shape != other.shape for one, other in pairs):
-        return Proof(name, float("inf"), largest, 0)
+        return Proof(name, math.inf, tolerance, largest, 0)
     deltas = [float((one.double() - other.double()).abs().max()) for one, other in pairs if one.numel()]
     # A comparison with NaN is never true.
-    worst = max(deltas, default=float("inf")) if all(delta < float("inf") for delta in deltas) else float("inf")
-    return Proof(name, worst, largest, sum(one.numel() for one in source))
+    worst = max(deltas, default=math.inf) if all(delta < math.inf for delta in deltas) else math.inf
+    return Proof(name, worst, tolerance, largest, sum(one.numel() for one in source))
 
 
 def random_input(*shape: int) -> torch.Tensor:

@@ -41,7 +41,7 @@ def upgrade_checkpoint(
     *,
     classes: int | None = None,
     made_by: str | None = None,
-    wanted: str = NEWEST,
+    wanted: str | None = None,
     config: Path | None = None,
 ) -> Conversion:
     """Convert a detector's weights for another version of MMDetection.
@@ -50,7 +50,7 @@ def upgrade_checkpoint(
         source: the checkpoint.
         classes: of the detector, the background among them; None takes it from the weights.
         made_by: version that made the weights; None takes it from their ``meta``.
-        wanted: version that shall load them.
+        wanted: version that shall load them; None is the newest known, or ``made_by`` where that is newer.
         config: of the wanted version: which of its model's keys the weights do not give, and which they have too many.
 
     Raises:
@@ -94,7 +94,7 @@ def upgrade_checkpoint(
     )
 
 
-def _versions(file: WeightFile, given: str | None, wanted: str) -> tuple[Version, Version]:
+def _versions(file: WeightFile, given: str | None, wanted: str | None) -> tuple[Version, Version]:
     upgraded = file.meta.get(UPGRADED)
     told = upgraded.get("to") if isinstance(upgraded, Mapping) else file.meta.get("mmdet_version")
     if given is None and told is None:
@@ -102,10 +102,11 @@ def _versions(file: WeightFile, given: str | None, wanted: str) -> tuple[Version
             f"{file.path.name}: got no meta.mmdet_version, expected the version of MMDetection that made the weights: "
             "what has to change depends on it. Give it with --from, such as --from 1.2.0."
         )
-    old, new = _version(given if given is not None else told, "--from"), _version(wanted, "--to")
+    old, newest = _version(given if given is not None else told, "--from"), Version(NEWEST)
+    new = max(old, newest) if wanted is None else _version(wanted, "--to")
     if old > new:
         raise ConversionError(f"got weights of MMDetection {old} for {new}, expected an older version than --to.")
-    if new > _version(NEWEST, "--to"):
+    if wanted is not None and new > newest:
         raise ConversionError(f"--to: got {wanted}, expected at most {NEWEST}: what later versions changed is unknown.")
     return old, new
 
@@ -193,17 +194,20 @@ def _proofs(rows: list[Row], source: State, target: State) -> list[Proof]:
         old = _outputs(source[row.source], None if bias is None else source[bias.source])
         new = _outputs(target[row.target], None if bias is None else target[bias.target])
         proofs.append(
-            prove(row.target.removesuffix(".weight"), *_by_class(old, new, row.transform)),
+            prove(row.target.removesuffix(".weight"), *_by_class(old, new, row.transform), relative=False),
         )
     return proofs
 
 
 def _outputs(weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    """Return the outputs ``(4, channels)`` of a linear layer or a convolution at one place."""
-    weight, bias = weight.float(), None if bias is None else bias.float()
-    if weight.dim() == 2:
-        return functional.linear(random_input(4, weight.shape[1]), weight, bias)
-    return functional.conv2d(random_input(4, *weight.shape[1:]), weight, bias).flatten(1)
+    """Return the outputs ``(4, channels)`` of a linear layer, or of a convolution at one place.
+
+    In float64: a bias that is small beside the outputs must not hide in their rounding.
+    """
+    weight, bias = weight.double(), None if bias is None else bias.double()
+    features = random_input(4, *weight.shape[1:]).double()
+    layer = functional.linear if weight.dim() == 2 else functional.conv2d
+    return layer(features, weight, bias).flatten(1)
 
 
 def _by_class(

@@ -8,7 +8,7 @@ there with the excitation left out, so they are refused for it.
 """
 
 import importlib.util
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -85,11 +85,11 @@ def convert_regnet(
         ConversionError: no RegNet, tensors are missing or misshapen, or the target cannot hold the architecture.
     """
     file = read_weight_file(source)
-    state = {key: one.float() if one.is_floating_point() else one for key, one in _backbone(file.state).items()}
+    state = _backbone(file.state)
     names = names or recognized(state)
     naming, target = NAMINGS[names], NAMINGS[to]
-    tensors: Tensors = {place: state[key] for key in state if (place := naming.place(key)) is not None}
-    architecture = architecture_of(tensors)
+    places: Tensors = {place: state[key] for key in state if (place := naming.place(key)) is not None}
+    architecture = architecture_of(places)
     if architecture.squeeze_ratio is not None and "squeeze" not in target.parts:
         raise ConversionError(
             f"{source.name}: got a RegNetY, expected a RegNetX for --to {to}: MMDetection's RegNet has no "
@@ -98,13 +98,13 @@ def convert_regnet(
         )
     rows: list[Row] = []
     shapes = _shapes(architecture)
-    for place in tensors:
+    for place in places:
         key, new = naming.key(place), target.key(place)
         if key is None or new is None or place not in shapes:
             raise ConversionError(f"{key}: got a tensor that a {architecture.name} of this shape has not.")
         turn = SwapColours() if swap_colours and place.part == "stem" else COPY
         rows.append(Row(key, new, shapes[place], turn))
-    missing = [str(naming.key(place)) for place in shapes if place not in tensors and place.leaf != COUNTER]
+    missing = [str(naming.key(place)) for place in shapes if place not in places and place.leaf != COUNTER]
     if missing:
         raise ConversionError(
             f"{source.name}: got no {', '.join(missing[:4])}, expected all tensors of a {architecture.name} with "
@@ -114,15 +114,11 @@ def convert_regnet(
     taken = {row.source for row in rows}
     image = random_input(2, 3, _SIDE, _SIDE)
     seen = image.flip(1) if swap_colours else image
-    notes = list(_notes(names, to, swap=swap_colours))
-    runs = [(names, naming, state, image), (to, target, result, seen)]
-    if importlib.util.find_spec("mmdet") is None and "mmdet" in (names, to):
-        notes.append("MMDetection is not installed: its own RegNet was not run, torchvision's was in its place")
-        runs = [run for run in runs if run[0] != "mmdet"]
+    runs = [(names, state, image), (to, result, seen)]
     if "torchvision" not in (names, to):
-        runs.append(("torchvision", NAMINGS["torchvision"], _renamed(tensors), image))
+        runs.append(("torchvision", _renamed(naming, state), image))
     with torch.inference_mode():
-        outputs = [(run[0], _outputs(*run[:3], architecture, run[3])) for run in runs]
+        outputs = [(name, _outputs(name, tensors, architecture, pixels)) for name, tensors, pixels in runs]
     proofs = [_proof(*outputs[0], *other) for other in outputs[1:]]
     colours = naming.colours if not swap_colours else {"BGR": "RGB", "RGB": "BGR"}[naming.colours]
     return Conversion(
@@ -135,7 +131,7 @@ def convert_regnet(
         proofs=tuple(proofs),
         facts=_facts(architecture, names, to, colours),
         meta={"preprocessing": _preprocessing(colours)},
-        notes=tuple(notes),
+        notes=tuple(_notes(names, to, swap=swap_colours)),
     )
 
 
@@ -197,8 +193,10 @@ def _shapes(architecture: Architecture) -> dict[Place, tuple[int, ...]]:
     return found
 
 
-def _renamed(tensors: Tensors) -> dict[str, torch.Tensor]:
-    return {str(NAMINGS["torchvision"].key(place)): tensor for place, tensor in tensors.items()}
+def _renamed(naming: Naming, state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return the tensors under torchvision's names."""
+    places = {key: naming.place(key) for key in state}
+    return {str(NAMINGS["torchvision"].key(place)): state[key] for key, place in places.items() if place is not None}
 
 
 def _proof(source: str, expected: list[torch.Tensor], target: str, found: list[torch.Tensor]) -> Proof:
@@ -208,13 +206,15 @@ def _proof(source: str, expected: list[torch.Tensor], target: str, found: list[t
 
 
 def _outputs(
-    names: str, naming: Naming, state: Mapping[str, torch.Tensor], architecture: Architecture, image: torch.Tensor
+    names: str, state: Mapping[str, torch.Tensor], architecture: Architecture, image: torch.Tensor
 ) -> list[torch.Tensor]:
-    """Return the outputs of all stages, and the scores where there is a classifier."""
-    if names == "mmdet":
+    """Return the outputs of all stages, and the scores where there is a classifier, of the library with these names."""
+    naming = NAMINGS[names]
+    state = {key: one.float() if one.is_floating_point() else one for key, one in state.items()}
+    if names == "mmdet" and _has_mmdet():
         return _mmdet_stages(state, architecture, image)
-    if names == "torchvision":
-        stages = _torchvision_stages(state, architecture, image)
+    if names in ("torchvision", "mmdet"):
+        stages = _torchvision_stages(_renamed(naming, state), architecture, image)
     else:
         stages = {"pycls": pycls_stages, "timm": timm_stages}[names](state, architecture.depths, image)
     weight = state.get(str(naming.key(Place(0, 0, "fc", "weight"))))
@@ -304,10 +304,15 @@ def _preprocessing(colours: str) -> dict[str, Any]:
     return {"colours": colours, "mean": list(_MEAN_RGB[::turn]), "std": list(_STD_RGB[::turn]), "pixels": "0 to 255"}
 
 
-def _notes(names: str, to: str, *, swap: bool) -> list[str]:
+def _notes(names: str, to: str, *, swap: bool) -> Iterator[str]:
     made, used = NAMINGS[names].colours, NAMINGS[to].colours
     if made != used and not swap:
-        return [
+        yield (
             f"{names}'s published weights are for {made} images, {to}'s for {used}: feed {made}, or use --swap-colours"
-        ]
-    return []
+        )
+    if "mmdet" in (names, to) and not _has_mmdet():
+        yield "MMDetection is not installed: its own RegNet was not run, but torchvision's with the same tensors"
+
+
+def _has_mmdet() -> bool:
+    return importlib.util.find_spec("mmdet") is not None

@@ -45,7 +45,7 @@ def _print_rows(conversion: Conversion, console: Console, *, explain: bool) -> N
     for text in _headlines(conversion):
         console.print(text, highlight=False, markup=False, soft_wrap=True)
     shown = [row for row in conversion.rows if explain or isinstance(row.transform, MoveBackground)]
-    for text in [text for row in shown for text in _lines(row, conversion.command)]:
+    for text in [text for row in shown for text in _lines(row, conversion.command, renamed=explain)]:
         console.print(text, highlight=False, markup=False, soft_wrap=True)
     if explain:
         _print_moves(conversion, tuple(conversion.facts.get("classes", ())), console)
@@ -78,7 +78,7 @@ def _print_moves(conversion: Conversion, names: tuple[str, ...], console: Consol
     layers: dict[MoveBackground, list[str]] = {}
     for row in conversion.rows:
         if isinstance(row.transform, MoveBackground):
-            layer = row.target.rpartition(".")[0]
+            layer = row.target.rpartition(".")[0].removeprefix("roi_head.")
             known = layers.setdefault(row.transform, [])
             if layer not in known:
                 known.append(layer)
@@ -87,10 +87,10 @@ def _print_moves(conversion: Conversion, names: tuple[str, ...], console: Consol
         by_classes.setdefault(move.classes, []).append(move)
     for classes, moves in by_classes.items():
         table = Table(header_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
-        table.add_column("class, weight and bias")
+        table.add_column("class")
         for move in moves:
             of_anchor = f"\nof {move.anchors} anchors, the first" if move.anchors > 1 else ""
-            table.add_column(escape("\n".join(layers[move])) + of_anchor, justify="right")
+            table.add_column(escape("\n".join(layers[move])) + of_anchor, justify="right", overflow="fold")
         columns = [move.moves() for move in moves]
         order = [*range(1, classes), 0]
         for label in order:
@@ -126,11 +126,11 @@ def _headlines(conversion: Conversion) -> list[str]:
     return lines
 
 
-def _lines(row: Row, command: str) -> list[str]:
+def _lines(row: Row, command: str, *, renamed: bool) -> list[str]:
     """Return what the original scripts print of a row."""
     if command != "upgrade-checkpoint":
         return [f"Convert {row.source} to {row.target}" + ("" if row.transform == COPY else f" ({row.transform})")]
-    lines = [] if row.source == row.target else [f"rename the name of {row.source} to {row.target}"]
+    lines = [] if row.source == row.target or not renamed else [f"rename the name of {row.source} to {row.target}"]
     if isinstance(row.transform, MoveBackground):
         if row.transform.kept:
             told = "reorder cls channels"
