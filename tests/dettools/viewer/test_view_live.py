@@ -1,6 +1,7 @@
 """A photograph dropped on the page, and the answer of a real TorchServe."""
 
 import json
+import signal
 import socket
 from pathlib import Path
 
@@ -191,6 +192,19 @@ def test_only_the_last_photographs_are_kept(shapes, scenes, monkeypatch):
         folder = model.photograph(numbers[2]).parent
         assert len(list(folder.iterdir())) == 2
     assert not folder.exists()
+
+
+@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM])
+def test_no_photograph_is_left_behind(shapes, scenes, tmp_path, end):
+    with viewing("--model", "shapes", "--instance", shapes, env={"TMPDIR": str(tmp_path)}, end=end) as found:
+        origin = found.url.rstrip("/")
+        content = (scenes / "000001.jpg").read_bytes()
+        number = requests.post(f"{origin}/api/ask", data=content, headers={"Origin": origin}, timeout=60).json()[
+            "number"
+        ]
+        assert found.get(f"/upload/{number}/view").content == content
+        assert len(list(tmp_path.rglob("detserve-view-*/*"))) == 1
+    assert not list(tmp_path.rglob("detserve-view-*"))
 
 
 def test_a_foreign_address_with_its_token(shapes, scenes):

@@ -221,8 +221,11 @@ def test_the_mouse_on_a_mark_sets_it_apart(page):
     assert page.run("return document.querySelectorAll('.under').length") == 0
 
     page.press("e")
-    while not page.run("return state.marks.length === 2 && state.marks.every((one) => one.role === 'tp')"):
-        page.press("→")
+    page.run(
+        "const {tp, detections, objects} = state.counts;"
+        "go(tp.findIndex((one, image) => one === 1 && detections[image] === 1 && objects[image] === 1))"
+    )
+    page.settled()
     x, y, width, height = next(one["box"] for one in page.marks() if one["role"] == "tp")
     page.point(x + width / 2, y + height / 2)
     sides = page.run("return [...document.querySelectorAll('#boxes .mark.under')].map((one) => one.dataset.side)")
@@ -317,6 +320,19 @@ def test_predictions_alone_are_not_judged(window, tmp_path):
         wanted = [one for one in json.loads(results.read_text()) if one["image_id"] == 1]
         assert len(marks) == len(wanted)
         assert page.errors() == []
+
+
+def test_a_server_that_was_ended_is_told(window, tmp_path):
+    annotations, results = data_set(tmp_path, 30)
+    page = Page(window)
+    with viewing(results, "--annotations", annotations) as viewed:
+        page.open(viewed.url)
+    page.press("⤓")
+    assert "does not answer" in page.run("return problem.textContent")
+    assert page.place() == 30
+    page.press("⤒")
+    assert page.run("return problem.hidden")
+    assert all("ERR_CONNECTION_REFUSED" in one for one in page.errors())
 
 
 def test_photographs_alone_and_a_name_that_is_html(window, tmp_path):

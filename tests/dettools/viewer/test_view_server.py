@@ -1,5 +1,6 @@
 """The page's server as other programs meet it: what it gives, and to whom it gives nothing."""
 
+import os
 import re
 import socket
 import subprocess
@@ -114,7 +115,8 @@ def test_nobody_is_asked_without_a_model(page):
 
 def test_a_browser_that_goes_away_is_not_told_of(tmp_path):
     annotations, _ = data_set(tmp_path, 1)
-    Image.effect_noise((2000, 1400), 90).save(tmp_path / "images" / "00000.png")
+    large = Image.frombytes("RGB", (2000, 1400), os.urandom(3 * 2000 * 1400))
+    large.save(tmp_path / "images" / "00000.png", compress_level=0)
     with viewing("--annotations", annotations) as viewed:
         for _ in range(3):
             with viewed.get("/image/0/full", stream=True) as answer:

@@ -30,8 +30,10 @@ class Viewed:
 
 
 @contextmanager
-def viewing(*arguments: object, env: dict[str, str] | None = None) -> Iterator[Viewed]:
-    """Start the command; end it with Ctrl-C, which must leave nothing behind."""
+def viewing(
+    *arguments: object, env: dict[str, str] | None = None, end: signal.Signals = signal.SIGINT
+) -> Iterator[Viewed]:
+    """Start the command; end it as Ctrl-C does, which must say nothing but that."""
     process = subprocess.Popen(
         [str(one) for one in (DETSERVE, "view", *arguments, "--no-browser", "--json")],
         stdout=subprocess.PIPE,
@@ -46,7 +48,7 @@ def viewing(*arguments: object, env: dict[str, str] | None = None) -> Iterator[V
         yield Viewed(json.loads(line)["url"], process)
         assert process.poll() is None
     finally:
-        process.send_signal(signal.SIGINT)
+        process.send_signal(end)
         rest, told = process.communicate(timeout=30)
     assert process.returncode == 0, told
     assert rest == ""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -100,8 +101,11 @@ def run(args: argparse.Namespace) -> int:
             print(json.dumps({"url": server.url}), flush=True)
         if not args.no_browser:
             _open_browser(server.url)
+        # Whoever ends it by SIGTERM leaves no photographs behind either.
+        before = signal.signal(signal.SIGTERM, signal.default_int_handler)
         with contextlib.suppress(KeyboardInterrupt):
             server.serve_forever()
+        signal.signal(signal.SIGTERM, before)
     print("the page is closed", file=sys.stderr)
     return 0
 

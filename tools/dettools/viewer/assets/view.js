@@ -207,6 +207,7 @@ function rowChips(image) {
 
 function reveal() {
   const list = $("list"), top = state.sorted.indexOf(state.current) * ROW_PX;
+  list.setAttribute("aria-activedescendant", `row${state.current}`);
   if (top < 0) return;
   if (top < list.scrollTop) list.scrollTop = Math.max(0, top - ROW_PX);
   else if (top + ROW_PX > list.scrollTop + list.clientHeight) list.scrollTop = top + 2 * ROW_PX - list.clientHeight;
@@ -244,9 +245,12 @@ async function go(image) {
   if (loading) return;
   loading = true;
   settle();
-  while (state.shown?.image !== state.current) await load(state.current);
-  loading = false;
-  settle();
+  try {
+    while (state.shown?.image !== state.current) await load(state.current);
+  } finally {
+    loading = false;
+    settle();
+  }
   remember();
   prefetch();
 }
@@ -264,12 +268,19 @@ async function load(image) {
     problem = details ? "the photograph cannot be shown" : error.message;
     source = null;
   }
-  state.shown = { image, details: details ?? { size: [640, 480], detections: [], objects: [], pairs: [] }, problem, source };
-  if (!state.shown.details.size[0]) state.shown.details.size = [640, 480];
+  // Without details there is nothing to draw: the server did not answer.
+  state.shown = { image, details: details ?? { size: [640, 480] }, failed: details === null, problem, source };
+  if (!state.shown.details.size[0]) state.shown.details.size = extent(details);
   state.zoom = 1;
   $("photograph").hidden = source === null;
   if (source) $("photograph").src = source;
   drawImage();
+}
+
+// What all boxes need, where neither file nor annotations tell the size.
+function extent({ detections, objects }) {
+  const boxes = [...detections, ...objects].map((one) => one.box);
+  return [0, 1].map((axis) => Math.max(1, ...boxes.map((box) => box[axis] + box[axis + 2])));
 }
 
 function prefetch() {
@@ -291,7 +302,8 @@ function step(by) {
 
 // ---- what is drawn of it
 
-function marksOf({ image, details }) {
+function marksOf({ image, details, failed }) {
+  if (failed) return [];
   if (image < 0) {
     return details.detections.filter((one) => one.score >= state.score && state.on[one.label])
       .map((one) => mark("prediction", "object", one.label, one, one.score));
@@ -723,7 +735,6 @@ async function ask(files) {
       const answer = await json("/api/ask", { method: "POST", body: file, headers: { "Content-Type": "application/octet-stream" } });
       for (const one of answer.detections) one.label = classOf(one.name);
       state.live.unshift({ ...answer, name: file.name, objects: [], pairs: [] });
-      rows.forEach((row, image) => { if (image < 0) { row.remove(); rows.delete(image); } });
       state.shown = null;
       $("welcome").hidden = true;
       $("list").scrollTop = 0;
@@ -829,8 +840,12 @@ async function begin() {
   // The model's other classes come after the data set's, so that each keeps its colour.
   state.classes = [...state.index.categories, ...meta.model_classes.filter((name) => !state.index.categories.includes(name))];
   state.on = state.classes.map(() => true);
-  state.score = meta.has_predictions || meta.model ? Number(words.get("score") ?? meta.score_threshold) : 0;
-  state.iou = Number(words.get("iou") ?? meta.iou_threshold);
+  const from = (name, least, most, otherwise) => {
+    const value = Number(words.get(name) ?? NaN);
+    return value >= least && value <= most ? value : otherwise;
+  };
+  state.score = meta.has_predictions || meta.model ? from("score", 0, 1, meta.score_threshold) : 0;
+  state.iou = from("iou", 0.1, 1, meta.iou_threshold);
   state.matches = meta.images ? await matchesAt(state.iou) : { object_of: [], detection_of: [] };
   document.title = `${meta.title ?? meta.model} – detserve view`;
   $("title").textContent = [meta.title, meta.model && `model ${meta.model}`].filter(Boolean).join("  ·  ");
@@ -847,8 +862,8 @@ async function begin() {
   $("order").value = state.order;
   listen();
   refresh();
-  const image = Number(words.get("image") ?? state.sorted[0]);
-  if (state.sorted.includes(image)) await go(image);
+  const image = Number(words.get("image") ?? NaN);
+  if (state.sorted.length) await go(state.sorted.includes(image) ? image : state.sorted[0]);
   settle();
   document.body.dataset.ready = "true";
 }
