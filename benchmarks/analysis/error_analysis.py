@@ -71,7 +71,7 @@ def main() -> int:
     about = (
         f"{len(truth.images):,} images, {len(truth.annotations):,} boxes of {classes} classes, {len(results):,} "
         f"detections (seeded). All curves of all classes and 4 areas; ours with TIDE besides. Medians of {rounds} "
-        "turns with the smallest and largest. The original in one process, without drawing: one evaluation of everything "
+        "turns with the smallest and largest. The original in one process, without drawing: one evaluation of all "
         f"({shared:.0f} s), and two for each of {len(sample)} classes, with all copies that it makes "
         f"({', '.join(f'{one:.0f}' for one in each)} s), scaled to {classes} classes. The curves of the sample are "
         "equal to 1e-9 (checked)."

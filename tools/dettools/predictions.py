@@ -91,6 +91,12 @@ def _read_json(file: Path) -> list[Any]:
         raise PredictionsError(f"{file}: expected COCO results in JSON: {error}") from None
     if isinstance(document, dict):
         kind = "COCO annotations" if "annotations" in document else "a JSON object"
+        if figures := [key for key in document if "mAP" in key or key == "metric"]:
+            # MMDetection's document calls these "results" as well.
+            raise PredictionsError(
+                f"{file}: got the figures of an evaluation ({figures[0]}), expected its detections: the .bbox.json or "
+                ".segm.json that outfile_prefix names in MMDetection's config, or the .pkl of tools/test.py --out."
+            )
         raise PredictionsError(f"{file}: got {kind}, expected COCO results: a list of detections")
     if not isinstance(document, list):
         raise PredictionsError(f"{file}: got {type(document).__name__}, expected COCO results: a list of detections")

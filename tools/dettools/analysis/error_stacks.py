@@ -52,8 +52,7 @@ class ErrorStacks:
         if label is not None:
             return self.precision[:, area, label] if self.objects[area, label] else None
         has = self.objects[area] > 0
-        curves: Floats = self.precision[:, area, has].mean(axis=1)
-        return curves if has.any() else None
+        return self.precision[:, area, has].mean(axis=1) if has.any() else None
 
     def ap(self, area: int, label: int | None = None) -> dict[str, float] | None:
         """Return the area below each curve."""
