@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 from detserve.errors import DetserveError
-from PIL import Image, ImageDraw, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageDraw, ImageOps, UnidentifiedImageError
 
 from dettools.reports.lettering import Rect, font_for, place_tag, wrapped
 from dettools.reports.pictures import PANEL_LONG_SIDE, SMALLEST_LONG_SIDE, upright_rgb
@@ -90,8 +90,7 @@ def open_photograph(path: Path, annotated_size: tuple[int, int] | None = None) -
         with Image.open(path) as image:
             turned = ImageOps.exif_transpose(image).size
             if annotated_size == image.size != turned:
-                image.getexif().clear()
-                return upright_rgb(image.copy())
+                image.getexif()[ExifTags.Base.Orientation] = 1
             return upright_rgb(image)
     except (OSError, UnidentifiedImageError, ValueError, Image.DecompressionBombError) as error:
         raise PictureError(f"{path}: cannot be read as an image: {error}") from None
@@ -282,7 +281,8 @@ def _veil(canvas: Image.Image, size: tuple[int, int], mark: Mark) -> None:
                 draw.polygon([(float(x), float(y)) for x, y in points], fill=_MASK_ALPHA)
     else:
         alpha = Image.fromarray(decoded(segmentation) * np.uint8(_MASK_ALPHA)).resize(canvas.size)
-    canvas.paste(mark.shade, (0, 0), alpha)
+    if (reach := alpha.getbbox()) is not None:
+        canvas.paste(mark.shade, reach, alpha.crop(reach))
 
 
 def decoded(rle: Mapping[str, Any]) -> np.ndarray[tuple[int, int], np.dtype[np.uint8]]:
