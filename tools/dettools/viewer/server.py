@@ -11,6 +11,7 @@
 
 A page of another site can reach 127.0.0.1 too. It gets nothing: not by a name of its own for this address (the Host is
 checked), not by asking the model for it (the Origin is checked), not by embedding (Cross-Origin-Resource-Policy).
+There is no password: who has an account on this machine can open the page while it is served.
 """
 
 from __future__ import annotations

@@ -97,28 +97,37 @@ function classOf(name) {
 
 // ---- counting
 
+const COUNTED = ["tp", "fp", "fn", "detections", "objects"];
+
+// Of each image, in the chosen classes, and of each class; 200,000 detections at every move of the slider.
 function recount() {
-  const { index, matches, on, score } = state, images = state.meta.images;
-  const of = () => new Int32Array(images), perClass = () => state.classes.map(() => 0);
-  const counts = { tp: of(), fp: of(), fn: of(), detections: of(), objects: of(), classes: { tp: perClass(), fp: perClass(), fn: perClass(), detections: perClass(), objects: perClass() } };
-  const add = (what, image, label) => { counts.classes[what][label] += 1; if (on[label]) counts[what][image] += 1; };
+  const { index, matches, score } = state, images = state.meta.images;
+  const { label, score: scores, object_class: objectClass, crowd } = index;
+  const { object_of: objectOf, detection_of: detectionOf } = matches;
+  const on = Uint8Array.from(state.on, Number), columns = (length) => Object.fromEntries(COUNTED.map((one) => [one, new Int32Array(length)]));
+  const of = columns(images), ofClass = columns(state.classes.length);
   for (let image = 0; image < images; image += 1) {
     const [first, last] = span(index.detection_ends, image);
-    for (let d = first; d < last && index.score[d] >= score; d += 1) {
-      add("detections", image, index.label[d]);
-      const object = matches.object_of[d];
-      if (object < 0) add("fp", image, index.label[d]);
-      else if (!index.crowd[object]) add("tp", image, index.label[d]);
+    for (let d = first; d < last && scores[d] >= score; d += 1) {
+      const object = objectOf[d], one = on[label[d]];
+      ofClass.detections[label[d]] += 1;
+      of.detections[image] += one;
+      if (object >= 0 && crowd[object]) continue;
+      ofClass[object < 0 ? "fp" : "tp"][label[d]] += 1;
+      of[object < 0 ? "fp" : "tp"][image] += one;
     }
     const [begin, end] = span(index.object_ends, image);
     for (let o = begin; o < end; o += 1) {
-      if (index.crowd[o]) continue;
-      add("objects", image, index.object_class[o]);
-      const finder = matches.detection_of[o];
-      if (finder < 0 || index.score[finder] < score) add("fn", image, index.object_class[o]);
+      if (crowd[o]) continue;
+      const finder = detectionOf[o], one = on[objectClass[o]];
+      ofClass.objects[objectClass[o]] += 1;
+      of.objects[image] += one;
+      if (finder >= 0 && scores[finder] >= score) continue;
+      ofClass.fn[objectClass[o]] += 1;
+      of.fn[image] += one;
     }
   }
-  state.counts = counts;
+  state.counts = { ...of, classes: ofClass };
 }
 
 function sort() {
@@ -572,16 +581,20 @@ function refresh() {
   drawImage();
 }
 
+let repaint = 0;
 
 function setScore(value) {
   state.score = Math.min(1, Math.max(0, Math.round(value * 100) / 100));
   $("score").value = state.score;
   $("score-value").textContent = figure(state.score);
   // While the slider moves the list keeps its order; a list that jumps cannot be read.
-  recount();
-  drawList();
-  writeTotals();
-  drawImage();
+  cancelAnimationFrame(repaint);
+  repaint = requestAnimationFrame(() => {
+    recount();
+    drawList();
+    writeTotals();
+    drawImage();
+  });
   clearTimeout(resting);
   resting = setTimeout(() => { resting = 0; refresh(); reveal(); drawList(); remember(); settle(); }, 250);
   settle();
@@ -835,6 +848,8 @@ async function begin() {
   const meta = await json("/api/meta"), words = new URLSearchParams(location.hash.slice(1));
   state.meta = meta;
   state.index = meta.images ? await json("/api/index") : { names: [], missing: [], categories: [], detection_ends: [], label: [], score: [], object_ends: [], object_class: [], crowd: [] };
+  for (const column of ["label", "object_class", "crowd", "detection_ends", "object_ends"]) state.index[column] = Int32Array.from(state.index[column]);
+  state.index.score = Float64Array.from(state.index.score);
   state.names = state.index.names;
   state.missing = new Set(state.index.missing);
   // The model's other classes come after the data set's, so that each keeps its colour.
