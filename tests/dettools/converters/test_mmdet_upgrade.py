@@ -238,6 +238,7 @@ def test_no_background_moves_twice(tmp_path):
         ({"bbox_head.transformer.x": numbered(1)}, "2.25.0", {}, "of DETR and its kin"),
         (two_stage() | {"bbox_head.fc_reg.bias": numbered(7)}, "1.0", {}, "got 7 outputs, expected 20 for 5 classes"),
         ({"bbox_head.fcos_cls.bias": numbered(80)}, "1.0", {}, "got no bbox_head.fcos_reg.bias beside it"),
+        ({"bbox_head.fc_cls.bias": torch.tensor(1.0)}, "1.0", {}, r"got the shape \(\), expected a linear layer's"),
     ],
 )
 def test_what_cannot_be_right_is_refused(state, version, options, message, tmp_path):

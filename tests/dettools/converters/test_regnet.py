@@ -299,6 +299,8 @@ def test_with_two_names_exchanged_the_proof_fails_and_nothing_is_written(source,
     [
         (lambda state: state.pop("s2.b2.f.b_bn.bias"), "got no s2.b2.f.b_bn.bias, expected all tensors of a RegNetX"),
         (lambda state: state.update({"s1.b1.f.c_bn.weight": torch.ones(3)}), r"got the shape \(3,\), expected \(16,\)"),
+        (lambda state: state.update({"s1.b999999999.f.a.weight": torch.ones(1)}), "gaps between their blocks"),
+        (lambda state: state.update({"s1.b1.f.c.weight": torch.ones(0, 1, 1, 1)}), "got no convolution c in block 1"),
         (lambda state: state.pop("stem.conv.weight"), "got no convolution stem in the stem"),
         (lambda state: state.update({"s2.b2.proj.weight": torch.ones(1)}), "s2.b2.proj.weight: got a tensor that a"),
     ],

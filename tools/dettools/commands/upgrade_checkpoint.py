@@ -36,6 +36,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument(
         "--config", type=Path, metavar="FILE", help="of the new version (read, not run): do the weights fit its model?"
     )
+    parser.add_argument("--allow-code", action="store_true", help="run a --config that is more than assignments")
     parser.add_argument("--explain", action="store_true", help="print every row, and the channels class by class")
     parser.add_argument("-n", "--dry-run", action="store_true", help="show what would be done, and write nothing")
     parser.add_argument("--json", action="store_true", help="print the certificate as the last line")
@@ -50,7 +51,12 @@ def run(args: argparse.Namespace) -> int:
 
     check_output(args.in_file, args.out_file)
     conversion = upgrade_checkpoint(
-        args.in_file, classes=args.num_classes, made_by=args.made_by, wanted=args.wanted, config=args.config
+        args.in_file,
+        classes=args.num_classes,
+        made_by=args.made_by,
+        wanted=args.wanted,
+        config=args.config,
+        allow_code=args.allow_code,
     )
     written = save_conversion(conversion, args.out_file) if conversion.proven and not args.dry_run else None
     print_conversion(conversion, written, args.out_file, explain=args.explain, as_json=args.json)

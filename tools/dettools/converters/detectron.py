@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from dethandlers.artefact import digest_file
 from torch import nn
@@ -99,7 +100,8 @@ def convert_detectron(source: Path, *, depth: int | None = None, style: Style | 
     content = load_restricted(source, encoding="latin1")
     blobs = _blobs(content, source)
     names, prefix = _names(blobs, source)
-    state = {bare: one for key, one in blobs.items() if names.place(bare := key.removeprefix(prefix)) is not None}
+    backbone = {key.removeprefix(prefix): one for key, one in blobs.items() if key.startswith(prefix)}
+    state = {key: one for key, one in backbone.items() if names.place(key) is not None}
     found_depth, blocks = _depth(state, names, source)
     if depth is not None and depth != found_depth:
         raise ConversionError(
@@ -154,14 +156,8 @@ def _blobs(content: Any, source: Path) -> dict[str, torch.Tensor]:
             break
     found: dict[str, torch.Tensor] = {}
     for key, value in inner.items() if isinstance(inner, dict) else ():
-        if (
-            isinstance(key, str)
-            and getattr(getattr(value, "dtype", None), "kind", "") == "f"
-            and hasattr(value, "shape")
-        ):
-            found[key] = (
-                torch.from_numpy(value.astype("float32", copy=True)) if value.shape else torch.tensor(float(value))
-            )
+        if isinstance(key, str) and isinstance(value, np.ndarray) and value.dtype.kind == "f":
+            found[key] = torch.from_numpy(value.astype(np.float32))
     if not found:
         told = ", ".join(map(str, list(content)[:6])) if isinstance(content, dict) else type(content).__name__
         raise ConversionError(
@@ -186,7 +182,7 @@ def _depth(state: Mapping[str, torch.Tensor], names: Names, source: Path) -> tup
 def _groups(state: Mapping[str, torch.Tensor], names: Names) -> tuple[int, int]:
     """Return the number of groups and the channels of each in the first stage."""
     weight = state.get(names.weight(1, 0, "b"))
-    if weight is None or weight.dim() != 4:
+    if weight is None or weight.dim() != 4 or not weight.numel():
         raise ConversionError(f"got no convolution {names.weight(1, 0, 'b')}, expected one. Is the file complete?")
     return weight.shape[0] // weight.shape[1], int(weight.shape[1])
 

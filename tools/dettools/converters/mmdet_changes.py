@@ -40,7 +40,7 @@ class Layer:
     @property
     def channels(self) -> int:
         """Its outputs."""
-        return int(self.state[self.key].shape[0])
+        return _outputs(self.key, self.state)
 
     def anchors(self, scores: str, boxes: str) -> int:
         """Return how many anchors it has, by its neighbour for boxes: where its key has the one, that has the other."""
@@ -49,10 +49,19 @@ class Layer:
             raise ConversionError(
                 f"{self.key}: got no {neighbour} beside it, expected it: it tells the number of anchors."
             )
-        outputs = int(self.state[neighbour].shape[0])
+        outputs = _outputs(neighbour, self.state)
         if outputs % _BOX:
             raise ConversionError(f"{neighbour}: got {outputs} outputs, expected 4 for each anchor.")
         return outputs // _BOX
+
+
+def _outputs(key: str, state: State) -> int:
+    tensor = state[key]
+    if tensor.dim() not in ((1,) if key.endswith(".bias") else (2, 4)) or not tensor.numel():
+        raise ConversionError(
+            f"{key}: got the shape {tuple(tensor.shape)}, expected a linear layer's or a convolution's."
+        )
+    return int(tensor.shape[0])
 
 
 def _softmax_or_sigmoid(layer: Layer, anchors: int, classes: int) -> Copy:

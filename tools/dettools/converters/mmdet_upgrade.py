@@ -43,6 +43,7 @@ def upgrade_checkpoint(
     made_by: str | None = None,
     wanted: str | None = None,
     config: Path | None = None,
+    allow_code: bool = False,
 ) -> Conversion:
     """Convert a detector's weights for another version of MMDetection.
 
@@ -52,6 +53,7 @@ def upgrade_checkpoint(
         made_by: version that made the weights; None takes it from their ``meta``.
         wanted: version that shall load them; None is the newest known, or ``made_by`` where that is newer.
         config: of the wanted version: which of its model's keys the weights do not give, and which they have too many.
+        allow_code: a config that is no literal, and modules that it names, are run.
 
     Raises:
         CheckpointError: the checkpoint cannot be read.
@@ -66,7 +68,7 @@ def upgrade_checkpoint(
     rows, told = _rows(file.state, changes, number)
     state = converted(rows, file.state)
     proofs = _proofs(rows, file.state, state)
-    missing, unexpected = _fit(state, config) if config else ((), ())
+    missing, unexpected = _fit(state, config, allow_code=allow_code) if config else ((), ())
     notes = list(_notes(file, rows, old, new))
     meta = {**file.meta, UPGRADED: {"from": str(old), "to": str(new), "source_sha256": file.sha256}}
     facts: dict[str, Any] = {
@@ -223,12 +225,12 @@ def _by_class(
     return [before[:, :, 1:], before[:, :, 0]], [since[:, :, :objects], since[:, :, objects]]
 
 
-def _fit(state: State, config: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def _fit(state: State, config: Path, *, allow_code: bool) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Load the weights into a config's model; return which keys it misses and which it does not know."""
     from dethandlers.mmdet_model import build_network
     from detserve.mmdet_config import read_config
 
-    network = build_network(read_config(config).values)
+    network = build_network(read_config(config, allow_code=allow_code).values, allow_code=allow_code)
     try:
         found = network.load_state_dict(dict(state), strict=False)
     except RuntimeError as error:

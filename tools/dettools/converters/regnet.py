@@ -150,7 +150,7 @@ def architecture_of(tensors: Tensors) -> Architecture:
 
     def shape(stage: int, block: int, part: str) -> tuple[int, ...]:
         tensor = tensors.get(Place(stage, block, part, "weight"))
-        if tensor is None or tensor.dim() != 4:
+        if tensor is None or tensor.dim() != 4 or not tensor.numel():
             where = f"block {block + 1} of stage {stage}" if stage else "the stem"
             raise ConversionError(f"got no convolution {part} in {where}, expected a RegNet's. Is the file complete?")
         return tuple(tensor.shape)
@@ -158,7 +158,12 @@ def architecture_of(tensors: Tensors) -> Architecture:
     stages = sorted({place.stage for place in tensors if place.stage})
     if stages != list(range(1, len(stages) + 1)):
         raise ConversionError(f"got the stages {stages}, expected all from 1 on. Is the file complete?")
-    depths = tuple(1 + max(place.block for place in tensors if place.stage == stage) for stage in stages)
+    blocks = [sorted({place.block for place in tensors if place.stage == stage}) for stage in stages]
+    if any(found != list(range(len(found))) for found in blocks):
+        raise ConversionError(
+            "got stages with gaps between their blocks, expected all from 1 on. Is the file complete?"
+        )
+    depths = tuple(len(found) for found in blocks)
     stem = shape(0, 0, "stem")[0]
     widths = tuple(shape(stage, 0, "c")[0] for stage in stages)
     ratio = None

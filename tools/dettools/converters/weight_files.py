@@ -84,7 +84,12 @@ def read_weight_file(path: Path) -> WeightFile:
             if is_state(content.get(key)):
                 meta = content.get("meta")
                 dropped = tuple(str(one) for one in content if one not in (key, "meta"))
-                plain = _plain(meta) if isinstance(meta, Mapping) else {}
+                try:
+                    plain = _plain(meta) if isinstance(meta, Mapping) else {}
+                except RecursionError:
+                    raise CheckpointError(
+                        f"weights {path.name}: meta contains itself, expected plain values."
+                    ) from None
                 return WeightFile(path, sha256, strip_prefixes(dict(content[key])), plain, dropped)
     told = ", ".join(map(str, list(content)[:8])) if isinstance(content, Mapping) else type(content).__name__
     raise CheckpointError(
@@ -98,7 +103,8 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: _plain(one) for key, one in value.items() if isinstance(key, str | int) and _is_plain(one)}
     if isinstance(value, list | tuple):
-        return type(value)(_plain(one) for one in value if _is_plain(one))
+        kept = [_plain(one) for one in value if _is_plain(one)]
+        return tuple(kept) if isinstance(value, tuple) else kept
     return value.item() if isinstance(value, np.generic) else value
 
 
