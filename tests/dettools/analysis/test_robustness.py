@@ -133,7 +133,7 @@ def test_everything_that_a_run_leaves(scenes, tmp_path, capsys):
     assert shown == ["None/0"] * 2 + ["brightness/5"] * 2 + ["jpeg_quality/5"] * 2
     for name in ("robustness.png", "contact-sheet.png"):
         with Image.open(tmp_path / name) as picture:
-            assert picture.size >= least
+            assert picture.width > 700
             assert ImageChops.difference(picture.convert("L"), Image.new("L", picture.size, 255)).getbbox()
     rows = list(csv.DictReader(io.StringIO((tmp_path / "robustness.csv").read_text())))
     assert [(row["corruption"], row["severity"]) for row in rows] == [

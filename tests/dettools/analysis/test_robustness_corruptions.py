@@ -127,7 +127,7 @@ def test_files_are_cut_off_subsampled_and_of_lower_quality():
     assert level_name("fog", 1) == ""
 
 
-def test_what_cannot_be_corrupted_says_why(monkeypatch):
+def test_what_cannot_be_corrupted_says_why(monkeypatch, tmp_path):
     pytest.importorskip("imagecorruptions", reason="pip install 'detserve[robustness]'")
     with pytest.raises(CorruptionError, match="20×40 pixels, expected at least 32"):
         corrupted(png(np.zeros((40, 20, 3), np.uint8)), "fog", 1, image_id=1, seed=0)
@@ -136,6 +136,8 @@ def test_what_cannot_be_corrupted_says_why(monkeypatch):
     monkeypatch.setitem(sys.modules, "imagecorruptions", None)
     with pytest.raises(CorruptionError, match=r"pip install 'detserve\[robustness\]'"):
         corrupted(photograph(), "fog", 1, image_id=1, seed=0)
+    with Corruptor(0) as corruptor, pytest.raises(CorruptionError, match="not installed"):
+        corruptor.write([], {}, tmp_path, "fog", 1)
 
 
 def test_groups_and_names_are_chosen_in_the_benchmarks_order():

@@ -109,7 +109,7 @@ def corrupted_pixels(pixels: Pixels, corruption: str, severity: int, *, seed: in
     Raises:
         CorruptionError: the package is not installed, or the image is smaller than 32 pixels.
     """
-    corrupt = _library()
+    corrupt = require_library()
     height, width = pixels.shape[:2]
     if min(height, width) < SMALLEST_SIDE:
         raise CorruptionError(
@@ -153,7 +153,12 @@ def _decoded(data: bytes) -> Pixels:
         raise CorruptionError(str(error)) from error
 
 
-def _library() -> Any:
+def require_library() -> Any:
+    """Return the function that makes the 19 corruptions.
+
+    Raises:
+        CorruptionError: the package is not installed.
+    """
     try:
         from imagecorruptions import corrupt
     except ImportError as error:

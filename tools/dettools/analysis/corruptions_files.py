@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Self
 
-from dettools.analysis.corruptions import CorruptionError, corrupted
+from dettools.analysis.corruptions import PICTORIAL, CorruptionError, corrupted, require_library
 from dettools.ground_truth import ImageEntry
 
 
@@ -50,6 +50,9 @@ class Corruptor(AbstractContextManager["Corruptor"]):
         Raises:
             CorruptionError: the corruption needs a package that is not installed.
         """
+        if corruption in PICTORIAL:
+            # Once for all images, not as each one's own failure.
+            require_library()
         known = [entry.id for entry in entries if entry.id in files]
         write = partial(_write, folder=folder, corruption=corruption, severity=severity, seed=self._seed)
         sources = [files[one] for one in known]
