@@ -244,6 +244,17 @@ def test_a_second_run_takes_its_own_old_pictures_away_and_no_others(four):
     assert pictures(four / "out") == ["bad/2_1.jpg", "good/3_0.jpg", "good/mine.jpg"]
 
 
+def test_masks_without_boxes_are_compared_and_drawn(tmp_path, capsys):
+    document, results = scenes(7, images=4, masks=True)
+    for one in results:
+        del one["bbox"]
+    files(tmp_path, document, results)
+    assert run(tmp_path, "--json", "--topk", "1") == 0
+    answer = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert answer["iou_type"] == "segm"
+    assert len(answer["pictures"]) == 2
+
+
 def test_without_photographs_there_are_tables(four, capsys):
     words = [str(four / "results.json"), "--annotations", str(four / "val.json"), "--out", str(four / "out")]
     assert cli.main(["analyze-results", *words, "--sort", "name", "--show", "--wait-time", "1"]) == 0

@@ -26,6 +26,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     """Add the command's arguments."""
     parser = subparsers.add_parser(
         "analyze-results",
+        usage="%(prog)s [CONFIG] RESULTS [DIR] [--annotations FILE] [--images DIR] [options]",
         help="AP, TP, FP, FN and F1 of each image; the best and the worst as pictures, ground truth beside prediction",
         description="Compute the results of every image, sort them, and draw the best into DIR/good and the worst into "
         "DIR/bad. AP ranks all detections of an image together, so that false positives of classes it does not have "
@@ -34,7 +35,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument(
         "inputs",
         nargs="+",
-        metavar="[CONFIG] RESULTS [DIR]",
+        metavar="RESULTS",
         help="results.json, MMDetection's result.pkl (2.x, 3.x) or DIR of `detserve evaluate --out`; MMDetection's "
         "config before it (read, not run) names annotations and images; the folder after it is written to",
     )
@@ -158,7 +159,9 @@ def _write(
         document["pictures"] = {one: path.relative_to(folder).as_posix() for one, path in pictures.items()}
         write_csv(folder / CSV_FILE, order)
         (folder / JSON_FILE).write_text(json.dumps(document) + "\n", encoding="utf-8")
-        page = write_page(folder, inputs, results, order, ends, pictures, document["notes"], by)
+        page = write_page(
+            folder, inputs, results, order, ends, pictures, document["notes"], ends_by=by, ordered_by=args.sort
+        )
     except OSError as error:
         raise DetserveError(f"{folder}: cannot be written: {error.strerror or error}. Name another folder.") from None
     if not pictures:

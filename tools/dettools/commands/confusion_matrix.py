@@ -24,6 +24,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     """Add the command's arguments."""
     parser = subparsers.add_parser(
         "confusion-matrix",
+        usage="%(prog)s [CONFIG] RESULTS [DIR] [--annotations FILE] [--images DIR] [options]",
         help="which class is taken for which: one object, one count; picture, CSV, and a page with examples",
         description="Match detections with objects one to one: first those of one class, as COCO does, then what is "
         "left whatever its class. Rows sum to the objects of a class. Crowds are left out.",
@@ -31,7 +32,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument(
         "inputs",
         nargs="+",
-        metavar="[CONFIG] RESULTS [DIR]",
+        metavar="RESULTS",
         help="results.json, MMDetection's result.pkl (2.x, 3.x) or DIR of `detserve evaluate --out`; MMDetection's "
         "config before it (read, not run) names annotations and images; the folder after it is written to",
     )

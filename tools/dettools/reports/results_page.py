@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from dettools.analysis.analysis_inputs import Inputs
-from dettools.analysis.image_results import COLUMNS, ImageResult, ImageResults
+from dettools.analysis.image_results import BAD_IF_HIGH, COLUMNS, ImageResult, ImageResults
 from dettools.image_files import unique_stems
 from dettools.reports.analysis_page import write_analysis_page
 from dettools.reports.gallery import Role, error_marks, open_photograph, side_by_side
@@ -126,7 +126,9 @@ def write_page(
     ends: Mapping[str, Sequence[ImageResult]],
     pictures: Mapping[int, Path],
     notes: Sequence[str],
-    sort: str,
+    *,
+    ends_by: str,
+    ordered_by: str,
 ) -> Path:
     """Write ``index.html``: the pictures of both ends, and a table of all images in the order given."""
     totals = results.totals
@@ -151,10 +153,11 @@ def write_page(
         notes=[note.rstrip(".") for note in notes],
         galleries=[
             (title, [(links[one.image_id], one) for one in ends[end] if one.image_id in links])
-            for end, title in (("bad", f"Worst by {HEADS[sort]}"), ("good", f"Best by {HEADS[sort]}"))
+            for end, title in (("bad", f"Worst by {HEADS[ends_by]}"), ("good", f"Best by {HEADS[ends_by]}"))
         ],
         columns=[(column, HEADS[column]) for column in COLUMNS],
-        sort=sort,
+        ordered_by=ordered_by,
+        direction="descending" if ordered_by in BAD_IF_HIGH else "ascending",
         rows=[
             (
                 links.get(one.image_id),
