@@ -120,7 +120,8 @@ def save_curves(
         axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)
         # Of a cut-off file nothing is found: that line runs along the bottom.
-        axes.legend(fontsize=8, framealpha=0.85, loc="center right" if group == "transport" else "lower left")
+        place_of_legend = ("center right", (1, 0.3)) if group == "transport" else ("lower left", None)
+        axes.legend(fontsize=8, framealpha=0.85, loc=place_of_legend[0], bbox_to_anchor=place_of_legend[1])
         if any(len(severities_of(corruption)) < 5 for corruption in measured):
             axes.set_xlabel("severity (some corruptions have fewer levels)", fontsize=9)
         else:
@@ -130,8 +131,12 @@ def save_curves(
     for axes in grid[::columns]:
         axes.set_ylabel(f"{task} {metric}")
     mean = aggregate(results, name, task=task, metric=metric)
-    p = "" if clean is None else f"P {clean:.3f} (dashed{'; grey: its 95 % interval' if band else ''}), "
-    figure.suptitle(f"{results.model}: {p}{_title(mean)}", fontsize=11, x=0.01, ha="left")
+    p = (
+        "no run without corruption"
+        if clean is None
+        else f"P {clean:.3f} (dashed{'; grey: its 95 % interval' if band else ''})"
+    )
+    figure.suptitle(f"{results.model}: {p}\n{_title(mean)}", fontsize=11, x=0.01, ha="left")
     figure.savefig(path)
 
 

@@ -95,7 +95,7 @@ def print_robustness(
         collapse_padding=True,
     )
     table.add_column("corruption", no_wrap=True)
-    for column in ("1", "2", "3", "4", "5", "mean", "of P", "p50/p95 ms"):
+    for column in ("1", "2", "3", "4", "5", "mean", "of P", "p50/95 ms"):
         table.add_column(column, justify="right", no_wrap=True)
     if results.clean is not None:
         clean = _figure(_value(results.clean, task, metric))
@@ -123,7 +123,7 @@ def print_robustness(
     whole = aggregate(results, name, task=task, metric=metric)
     if whole.mpc is not None:
         table.add_section()
-        table.add_row(*(f"[bold]{value}[/]" for value in (f"{name}: mPC, rPC", *[""] * 5, *_means(whole))))
+        table.add_row(*(f"[bold]{value}[/]" for value in (f"mPC of {name}", *[""] * 5, *_means(whole))))
     console.print(table)
     for corruption, cells in results.cells.items():
         if failures := _failures(list(cells.values())):
