@@ -139,7 +139,7 @@ def test_what_is_no_results_file_is_told(tmp_path, capsys):
         assert words in capsys.readouterr().err
     wrong.write_text(json.dumps(table(BENCHMARK)))
     assert main(["robustness-eval", str(wrong), "--task", "segm"]) == 2
-    assert "no cell has segm AP; it has bbox AP" in capsys.readouterr().err
+    assert "no cell has segm AP; it has bbox." in capsys.readouterr().err
     assert main(["robustness-eval", str(tmp_path / "none.pkl")]) == 2
     evil = tmp_path / "evil.pkl"
     evil.write_bytes(pickle.dumps({"fog": {0: print}}))
