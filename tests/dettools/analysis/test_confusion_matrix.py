@@ -295,6 +295,29 @@ def test_the_command_writes_picture_tables_and_page(written):
     assert not re.search(r'(src|href)="https?:', page)
 
 
+def test_a_config_without_its_photographs_still_counts(tmp_path, capsys):
+    files(tmp_path, *scene([(1, BOX, 0)], [(2, 0.9, NEAR)]), photographs=False)
+    (tmp_path / "config.py").write_text(
+        f"test_dataloader = dict(dataset=dict(type='CocoDataset', data_root={str(tmp_path)!r}, ann_file='val.json', "
+        "data_prefix=dict(img='elsewhere/'), metainfo=dict(classes=('cat', 'dog'))))\n"
+    )
+    words = [str(tmp_path / "config.py"), str(tmp_path / "results.json"), "--json"]
+    assert cli.main(["confusion-matrix", *words]) == 0
+    out, err = capsys.readouterr()
+    assert json.loads(out.splitlines()[-1])["confusions"] == [
+        {"object": "cat", "taken_for": "dog", "count": 1, "share": 1.0}
+    ]
+    assert "give --images DIR to see them" in err
+
+
+def test_a_second_run_replaces_the_pictures(tmp_path):
+    files(tmp_path, *scene([(1, BOX, 0), (1, FAR, 0)], [(2, 0.9, NEAR)]))
+    options = ["--images", str(tmp_path / "images"), "--out", str(tmp_path / "out")]
+    for most, left in (("9", ["0_1_0.jpg", "0_2_0.jpg"]), ("1", ["0_1_0.jpg"])):
+        assert run(tmp_path, *options, "--pictures", most) == 0
+        assert sorted(path.name for path in (tmp_path / "out" / "examples").iterdir()) == left
+
+
 def dump_dom(page, hash_, tmp_path):
     chromium = shutil.which("chromium")
     if chromium is None:

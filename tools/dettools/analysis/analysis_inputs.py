@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from detserve.errors import DetserveError
-from detserve.mmdet_dataset import read_dataset
+from detserve.mmdet_dataset import DatasetError, read_dataset
 
 from dettools.analysis.overlaps import Overlaps, find_overlaps
 from dettools.coco_metrics import IouType, _collector_paused
@@ -147,5 +147,5 @@ def compared(
 def _images_of(config: Path, *, allow_code: bool) -> Path | None:
     try:
         return read_dataset(config, allow_code=allow_code).images
-    except DetserveError:
+    except DatasetError:
         return None

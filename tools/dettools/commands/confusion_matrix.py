@@ -58,7 +58,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "--max-classes", type=_count, default=40, metavar="N", help="in the picture: those confused most (default: 40)"
     )
     parser.add_argument(
-        "--pictures", type=int, default=60, metavar="N", help="draw at most so many examples (default: 60)"
+        "--pictures", type=_amount, default=60, metavar="N", help="draw at most so many examples (default: 60)"
     )
     parser.add_argument("--categories", nargs="+", metavar="NAME", help="what a pickle's labels stand for: eval-metric")
     parser.add_argument("--allow-code", action="store_true", help="a config that is more than assignments is run")
@@ -171,4 +171,11 @@ def _count(text: str) -> int:
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"got {text}, expected 1 or more")
+    return value
+
+
+def _amount(text: str) -> int:
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"got {text}, expected 0 or more")
     return value
