@@ -68,17 +68,21 @@ def error_overlaps(
     score_threshold: float = 0.0,
     progress: Callable[[int, int], None] | None = None,
 ) -> Overlaps:
-    """Find every overlap, however small; what `error_stacks` and TIDE start from.
+    """Find every overlap, however small, of the results of enough score; what `error_stacks` and TIDE start from.
 
     Raises:
         MetricsError: as `find_overlaps`.
     """
-    kept = [one for one in results if one["score"] >= score_threshold]
+    # Masks may have scores of their own, by which `find_overlaps` ranks them.
+    own = iou_type == "segm"
+    places = [
+        place
+        for place, one in enumerate(results)
+        if (one.get("mask_score", one["score"]) if own else one["score"]) >= score_threshold
+    ]
+    kept = [results[place] for place in places]
     found = find_overlaps(ground_truth, kept, iou_type=iou_type, least_iou=ANY_OVERLAP, progress=progress)
-    if len(kept) == len(results):
-        return found
-    places = np.array([place for place, one in enumerate(results) if one["score"] >= score_threshold], np.int64)
-    return replace(found, result=places[found.result])
+    return replace(found, result=np.array(places, np.int64)[found.result])
 
 
 def size_groups(area: Floats, areas: Sequence[float]) -> Ints:

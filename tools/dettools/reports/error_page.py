@@ -161,13 +161,18 @@ def _row(errors: TideErrors, name: str, area: int, label: int | None, key: str) 
         "errors": [
             {
                 "count": one.counts[kind],
-                "delta": "" if delta is None else f"{100 * delta[kind]:+.1f}",
+                "delta": "" if delta is None else _points(delta[kind]),
                 "shade": 0 if delta is None else round(min(max(delta[kind], 0) / 0.2, 1) * 70),
             }
             for kind in KINDS
         ],
-        "specials": ["–" if delta is None else f"{100 * delta[kind]:+.1f}" for kind in SPECIALS],
+        "specials": ["–" if delta is None else _points(delta[kind]) for kind in SPECIALS],
     }
+
+
+def _points(delta: float) -> str:
+    """Return a difference of AP in points; nothing that rounds to nothing looks like something."""
+    return f"{100 * delta:+.1f}" if abs(delta) >= 0.0005 else "0"
 
 
 def _range(stacks: ErrorStacks, area: int) -> str:

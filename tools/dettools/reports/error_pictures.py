@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from matplotlib.artist import Artist
@@ -102,7 +102,7 @@ class _Repeated:
 
     def __init__(self, figure: Figure, moving: Sequence[Artist]) -> None:
         # The canvas has no types.
-        self._canvas: Any = FigureCanvasAgg(figure)
+        self._canvas = cast("Any", FigureCanvasAgg(figure))
         self._figure, self._moving = figure, moving
         for one in moving:
             one.set_animated(True)
