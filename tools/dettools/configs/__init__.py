@@ -1,0 +1,1 @@
+"""MMDetection configs for people: where values are set, what differs, written down without secrets."""
