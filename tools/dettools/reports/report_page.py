@@ -105,6 +105,7 @@ def write_page(
     ]
     pictures, notes = _draw(report, inputs, _in_turn(told), max_images, progress)
     names = [one.name for one in inputs.ground_truth.categories]
+    by_id = {one.image_id: one for one in report.images.images}
     content = {
         "title_text": title,
         "inputs": inputs,
@@ -132,7 +133,7 @@ def write_page(
         "chooser": [_chooser(report.thresholds.at(step / 100)) for step in range(101)],
         "best": [_image_row(one) for one in best],
         "worst": [_image_row(one) for one in worst],
-        "shown_images": [_image_row(one) for one in report.images.images if one.image_id in pictures],
+        "shown_images": [_image_row(by_id[one]) for one in pictures],
         "file_names": {image.id: image.file_name for image in inputs.ground_truth.images},
         "plots": {
             "curves": report_plots.precision_recall(report),
@@ -286,7 +287,7 @@ def _error_rows(report: DetectionReport, examples: _Examples) -> list[dict[str, 
             "meaning": MEANINGS[kind],
             "count": figures.counts[kind],
             "delta": _figure(delta.get(kind)),
-            "width": f"{100 * max(delta.get(kind, 0.0), 0) / largest:.0f}",
+            "width": f"{8 * max(delta.get(kind, 0.0), 0) / largest:.2f}",
             "images": examples.kind(kind),
         }
         for kind in KINDS
