@@ -12,6 +12,7 @@ them.
 import argparse
 import contextlib
 import io
+import os
 import resource
 import sys
 import tempfile
@@ -43,7 +44,7 @@ def main() -> int:
     args = parser.parse_args()
     truth, results = synthetic_set(60, 430, 2_400) if args.quick else synthetic_set()
     sample, rounds = (SAMPLE[:2], 1) if args.quick else (SAMPLE, ROUNDS)
-    before = memory_gb()
+    before, load = memory_gb(), os.getloadavg()[0]
     mine, overlaps, stacks = [], None, None
     for _ in range(rounds):
         seconds, (overlaps, stacks) = timed(lambda: ours(truth, results))
@@ -88,7 +89,8 @@ def main() -> int:
         f"pictures in {drawing:.0f} s (goal: 120 s). The process held at most {memory:.2f} GB up to there, data set "
         f"included ({before:.2f} GB; goal: below 2 GB)."
     )
-    text = [about, "", *rows, "", after, "", machine()]
+    busy = f"Wall-clock times; load of the machine {load:.1f} at the start, {os.getloadavg()[0]:.1f} at the end."
+    text = [about, "", *rows, "", after, "", busy, machine()]
     if args.quick:
         print("\n".join(text))
     else:
