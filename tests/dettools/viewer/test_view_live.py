@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import requests
 from checkout import ROOT
+from chromium import browser
 from detserve import server
 from detserve.archive import build_archive
 from detserve.client import Client
@@ -19,7 +20,7 @@ from dettools.endpoint import Endpoint
 from dettools.viewer import live
 from PIL import Image
 from viewing import viewing
-from viewing_page import Page, browser
+from viewing_page import Page
 
 SHAPES = ROOT / "model_store" / "shapes" / "shapes.yaml"
 

@@ -4,12 +4,13 @@ import json
 
 import numpy as np
 import pytest
+from chromium import browser
 from dettools.analysis.overlaps import find_overlaps, match
 from dettools.ground_truth import load_ground_truth
 from dettools.reports.gallery import COLOURS, decoded
 from PIL import Image
 from viewing import WORDS, data_set, viewing
-from viewing_page import Page, browser
+from viewing_page import Page
 
 IMAGES = 1000
 

@@ -1,11 +1,8 @@
 """The page as a person uses it: keys, mouse, and what is to be seen."""
 
 import base64
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import chromium
 
@@ -19,17 +16,6 @@ _KEYS = {
     "⏎": "\ue007",
     "⎋": "\ue00c",
 }
-
-
-@contextmanager
-def browser(width: int, height: int) -> Iterator[chromium.Page]:
-    """Start Chromium; it reaches this machine and nothing else."""
-    this_machine = "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"
-    with (
-        patch.object(chromium, "_ARGUMENTS", (*chromium._ARGUMENTS, this_machine)),
-        chromium.browser(width, height) as opened,
-    ):
-        yield opened
 
 
 class Page(chromium.Page):
