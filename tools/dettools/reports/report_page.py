@@ -21,6 +21,7 @@ from dettools.analysis.confusion import chosen_classes, merged
 from dettools.analysis.detection_report import DetectionReport, Threshold
 from dettools.analysis.image_results import ImageResult, extremes
 from dettools.analysis.tide_errors import KINDS, MEANINGS, Kind
+from dettools.ground_truth import base_name
 from dettools.reports import report_plots
 from dettools.reports.analysis_page import write_analysis_page
 from dettools.reports.confusion_tables import BACKGROUND, MISSED, OTHERS
@@ -32,6 +33,7 @@ EXAMPLES = 6
 EXTREMES = 12
 PANEL_PX = 480
 _STEPS = 20
+_NAME_LENGTH = 22
 
 
 @dataclass(frozen=True)
@@ -135,6 +137,7 @@ def write_page(
         "worst": [_image_row(one) for one in worst],
         "shown_images": [_image_row(by_id[one]) for one in pictures],
         "file_names": {image.id: image.file_name for image in inputs.ground_truth.images},
+        "short_names": {image.id: _short(image.file_name) for image in inputs.ground_truth.images},
         "plots": {
             "curves": report_plots.precision_recall(report),
             "thresholds": report_plots.threshold_plot(report),
@@ -307,6 +310,12 @@ def _chooser(found: Threshold | None) -> list[float] | None:
 
 def _image_row(one: ImageResult) -> dict[str, Any]:
     return {**vars(one), "ap": _figure(one.ap), "f1": _figure(one.f1)}
+
+
+def _short(file_name: str) -> str:
+    """Return the end of a file's name, where the names of a data set differ."""
+    name = base_name(file_name)
+    return name if len(name) <= _NAME_LENGTH else f"…{name[1 - _NAME_LENGTH :]}"
 
 
 def _in_turn(lists: Iterable[list[int]]) -> list[int]:
