@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from dettools.analysis.analysis_inputs import compared
 from dettools.analysis.confusion import confusion_of, sweep
+from dettools.analysis.overlaps import find_overlaps
 from dettools.ground_truth import GroundTruth
 from section import machine, spread, write_section
 from synthetic import synthetic_set
@@ -43,7 +43,7 @@ def main() -> int:
         reference = original(truth, arrays)
         theirs.append(time.process_time() - start)
     start = time.process_time()
-    sweep(compared(truth, results), iou_threshold=IOU_THRESHOLD)
+    sweep(find_overlaps(truth, results), iou_threshold=IOU_THRESHOLD)
     sweeping = time.process_time() - start
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     ratio = np.median(theirs) / np.median(mine)
@@ -74,7 +74,7 @@ def main() -> int:
 def ours(truth: GroundTruth, results: list[dict[str, Any]]) -> np.ndarray:
     # A detection below the threshold takes no part, so it need not be compared either.
     kept = [one for one in results if one["score"] >= SCORE_THRESHOLD]
-    overlaps = compared(truth, kept)
+    overlaps = find_overlaps(truth, kept)
     return confusion_of(overlaps, iou_threshold=IOU_THRESHOLD, score_threshold=SCORE_THRESHOLD).counts
 
 

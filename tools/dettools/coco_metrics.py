@@ -254,7 +254,7 @@ def _chosen(ground_truth: GroundTruth, image_ids: Collection[int] | None) -> fro
 
 
 @contextmanager
-def _collector_paused() -> Iterator[None]:
+def collector_paused() -> Iterator[None]:
     """Do not look for cycles among millions of small lists that have none: it costs more than all the rest."""
     enabled = gc.isenabled()
     gc.disable()
@@ -265,7 +265,7 @@ def _collector_paused() -> Iterator[None]:
             gc.enable()
 
 
-@_collector_paused()
+@collector_paused()
 def _evaluator(ground_truth: GroundTruth, results: Sequence[Mapping[str, Any]], iou_type: IouType) -> COCOeval:
     key = _GEOMETRY[iou_type]
     if lacking := [one["id"] for one in ground_truth.annotations if not one.get(key)]:
@@ -284,7 +284,7 @@ def _evaluator(ground_truth: GroundTruth, results: Sequence[Mapping[str, Any]], 
     return COCOeval(truth, truth.load_res(prepared_results(results, iou_type)), iou_type)
 
 
-@_collector_paused()
+@collector_paused()
 def _matches(
     ground_truth: GroundTruth,
     results: Sequence[Mapping[str, Any]],

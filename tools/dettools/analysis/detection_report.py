@@ -14,11 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from dettools.analysis.analysis_inputs import Inputs, compared
+from dettools.analysis.analysis_inputs import Inputs
 from dettools.analysis.confusion import Confusion, confusion_of
 from dettools.analysis.error_stacks import AREA_NAMES, size_groups
 from dettools.analysis.image_results import ImageResults, image_results
-from dettools.analysis.overlaps import Bools, Floats, Matches, Overlaps, match
+from dettools.analysis.overlaps import Bools, Floats, Matches, Overlaps, find_overlaps, match
 from dettools.analysis.tide_errors import TideErrors, tide_errors
 from dettools.coco_metrics import IOU_THRESHOLDS, IouType, Metrics, _evaluator, evaluate_coco
 from dettools.published_figures import published_figures
@@ -33,7 +33,7 @@ class PrecisionRecall:
     Attributes:
         recall: ``(101,)``.
         by_iou: ``(10, 101)`` mean of the classes, by IoU threshold .50:.05:.95.
-        by_class: ``(K, 101)`` at IoU .50, in the order of the annotation file.
+        by_class: ``(2, K, 101)`` at IoU .50 and .75, in the order of the annotation file.
     """
 
     recall: Floats
@@ -203,7 +203,7 @@ def detection_report(
     """
     truth, results = inputs.ground_truth, inputs.predictions.results
     metrics = evaluate_coco(truth, results, iou_type=iou_type)
-    overlaps = compared(truth, results, iou_type=iou_type, progress=progress)
+    overlaps = find_overlaps(truth, results, iou_type=iou_type, progress=progress)
     confusion = confusion_of(overlaps, score_threshold=score_threshold)
     curves, calibration = _by_hotcoco(inputs, iou_type)
     every = match(overlaps, 0.5)
@@ -292,7 +292,8 @@ def _by_hotcoco(inputs: Inputs, iou_type: IouType) -> tuple[PrecisionRecall, Cal
     has = ~np.isnan(precision[0, 0])
     by_iou = precision[:, :, has].mean(axis=2) if has.any() else np.full(precision.shape[:2], np.nan)
     rank = {one: place for place, one in enumerate(sorted(truth.category_ids))}
-    by_class = precision[0, :, [rank[one.id] for one in truth.categories]]
+    # IoU .50 and .75.
+    by_class = precision[[0, 5]][:, :, [rank[one.id] for one in truth.categories]].transpose(0, 2, 1)
     pr = PrecisionRecall(np.linspace(0, 1, precision.shape[1]), by_iou, by_class)
     if not inputs.predictions.results:
         return pr, None

@@ -10,6 +10,8 @@ or missed, and a missed one may have been taken for another class (`pair_off` of
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -17,7 +19,7 @@ import numpy.typing as npt
 from hotcoco import mask as rle_masks
 
 from dettools.analysis.occlusion import annotation_rle
-from dettools.coco_metrics import IouType, MetricsError
+from dettools.coco_metrics import IouType, MetricsError, collector_paused
 from dettools.ground_truth import GroundTruth
 
 Ints = npt.NDArray[np.int64]
@@ -26,6 +28,7 @@ Bools = npt.NDArray[np.bool_]
 
 LEAST_IOU = 0.1
 MAX_DETECTIONS = 100
+_PAIRS_AT_ONCE = 500_000
 
 
 @dataclass(frozen=True)
@@ -107,6 +110,7 @@ class Matches:
         return self.counted & (self.object_of < 0)
 
 
+@collector_paused()
 def find_overlaps(
     ground_truth: GroundTruth,
     results: Sequence[Mapping[str, Any]],
@@ -133,7 +137,7 @@ def find_overlaps(
         raise MetricsError("got keypoints, expected bbox or segm: errors are told apart by overlap")
     key = "bbox" if iou_type == "bbox" else "segmentation"
     for what, entries in (("annotations", ground_truth.annotations), ("results", results)):
-        if lacking := sum(not one.get(key) for one in entries):
+        if lacking := sum([not one.get(key) for one in entries]):
             raise MetricsError(
                 f"{iou_type}: {lacking} of {len(entries)} {what} have no {key}. Choose another IoU type, or {what} "
                 "that have it."
@@ -141,44 +145,30 @@ def find_overlaps(
     objects, found = ground_truth.annotations, results
     image_at = {image.id: place for place, image in enumerate(ground_truth.images)}
     class_at = {category.id: place for place, category in enumerate(ground_truth.categories)}
-    image = np.array([image_at[one["image_id"]] for one in found], np.int64)
-    label = np.array([class_at[one["category_id"]] for one in found], np.int64)
+    image, object_image = (_places(image_at, "image_id", one) for one in (found, objects))
+    label, object_class = (_places(class_at, "category_id", one) for one in (found, objects))
     own_score = iou_type == "segm"
     score = np.array([one.get("mask_score", one["score"]) if own_score else one["score"] for one in found], np.float64)
     order = _best(image, label, score, max_detections)
-    object_image = np.array([image_at[one["image_id"]] for one in objects], np.int64)
     crowd = np.array([bool(one["iscrowd"]) for one in objects], bool)
-    shapes = _Shapes(ground_truth, found, iou_type)
-    area = np.zeros(len(order))
-    detections: list[Ints] = []
-    partners: list[Ints] = []
-    overlap: list[Floats] = []
-    ends = np.searchsorted(image[order], np.arange(len(image_at) + 1))
     by_image = np.argsort(object_image, kind="stable")
-    object_ends = np.searchsorted(object_image[by_image], np.arange(len(image_at) + 1))
-    for place in range(len(image_at)):
-        start, end = int(ends[place]), int(ends[place + 1])
-        here = by_image[object_ends[place] : object_ends[place + 1]]
-        if start < end:
-            drawn = shapes.of_results(order[start:end])
-            area[start:end] = shapes.areas(drawn)
-            if len(here):
-                iou = np.asarray(
-                    rle_masks.iou(drawn, shapes.of_objects(here), crowd[here].astype(np.uint8).tolist()), np.float64
-                ).reshape(end - start, len(here))
-                rows, columns = np.nonzero(iou >= least_iou)
-                detections.append(rows + start)
-                partners.append(here[columns])
-                overlap.append(iou[rows, columns])
-        if progress:
-            progress(place + 1, len(image_at))
+    images = _Images(
+        detections=np.searchsorted(image[order], np.arange(len(image_at) + 1)),
+        objects=np.searchsorted(object_image[by_image], np.arange(len(image_at) + 1)),
+        object_at=by_image,
+    )
+    if iou_type == "bbox":
+        area, pairs = _box_pairs(ground_truth, found, order, images, crowd, least_iou, progress)
+    else:
+        area, pairs = _mask_pairs(ground_truth, found, order, images, crowd, least_iou, progress)
+    detections, partners, overlap = ([part[one] for part in pairs] for one in range(3))
     return Overlaps(
         iou_type=iou_type,
         image_ids=np.array([one.id for one in ground_truth.images], np.int64),
         category_ids=np.array([one.id for one in ground_truth.categories], np.int64),
         object_ids=np.array([one["id"] for one in objects], np.int64),
         object_image=object_image,
-        object_class=np.array([class_at[one["category_id"]] for one in objects], np.int64),
+        object_class=object_class,
         object_area=np.array([one["area"] for one in objects], np.float64),
         crowd=crowd,
         result=order,
@@ -275,29 +265,103 @@ def pair_off(
     return object_of, detection_of
 
 
-class _Shapes:
-    """Boxes or masks as hotcoco takes them, made when they are needed."""
+@dataclass(frozen=True)
+class _Images:
+    """Where each image begins, and the last one ends, among detections and among objects; ``object_at``: theirs."""
 
-    def __init__(self, ground_truth: GroundTruth, results: Sequence[Mapping[str, Any]], iou_type: IouType) -> None:
-        self._sizes = {image.id: (image.height, image.width) for image in ground_truth.images}
-        self._objects, self._results, self._boxes = ground_truth.annotations, results, iou_type == "bbox"
+    detections: Ints
+    objects: Ints
+    object_at: Ints
 
-    def of_results(self, places: Ints) -> Any:
-        if self._boxes:
-            return np.array([self._results[one]["bbox"] for one in places.tolist()], np.float64)
-        return [self._rle({"id": f"result {one}", **self._results[one]}) for one in places.tolist()]
 
-    def of_objects(self, places: Ints) -> Any:
-        if self._boxes:
-            return np.array([self._objects[one]["bbox"] for one in places.tolist()], np.float64)
-        return [self._rle(self._objects[one]) for one in places.tolist()]
+_Pairs = list[tuple[Ints, Ints, Floats]]
+_Progress = Callable[[int, int], None] | None
 
-    def _rle(self, entry: Mapping[str, Any]) -> Any:
-        return annotation_rle(entry, *self._sizes[entry["image_id"]])
 
-    def areas(self, shapes: Any) -> Floats:
-        areas: Floats = shapes[:, 2] * shapes[:, 3] if self._boxes else np.asarray(rle_masks.area(shapes), np.float64)
-        return areas
+def _box_pairs(
+    ground_truth: GroundTruth,
+    results: Sequence[Mapping[str, Any]],
+    order: Ints,
+    images: _Images,
+    crowd: Bools,
+    least_iou: float,
+    progress: _Progress,
+) -> tuple[Floats, _Pairs]:
+    """Return the detections' areas and all pairs, many images at once: a call for each image costs more than its boxes.
+
+    The IoU is pycocotools' ``bbIou``.
+    """
+    objects, boxes = _boxes(ground_truth.annotations), _boxes(results)[order]
+    area, object_area = boxes[:, 2] * boxes[:, 3], objects[:, 2] * objects[:, 3]
+    end, object_end = boxes[:, :2] + boxes[:, 2:], objects[:, :2] + objects[:, 2:]
+    per_image = np.diff(images.objects)
+    # How many pairs there are before each image.
+    before = np.concatenate([[0], np.cumsum(np.diff(images.detections) * per_image)])
+    pairs: _Pairs = []
+    start = 0
+    while start < len(per_image):
+        stop = max(start + 1, int(np.searchsorted(before, before[start] + _PAIRS_AT_ONCE, side="right")) - 1)
+        here = np.repeat(np.arange(start, stop), np.diff(images.detections[start : stop + 1]))
+        count = per_image[here]
+        row = np.repeat(np.arange(images.detections[start], images.detections[stop]), count)
+        within = np.arange(len(row)) - np.repeat(np.cumsum(count) - count, count)
+        column = images.object_at[np.repeat(images.objects[here], count) + within]
+        inside = np.ones(len(row))
+        for axis in (0, 1):
+            side = np.minimum(end[row, axis], object_end[column, axis]) - np.maximum(
+                boxes[row, axis], objects[column, axis]
+            )
+            inside *= np.maximum(side, 0)
+        union = np.where(crowd[column], area[row], area[row] + object_area[column] - inside)
+        iou = np.divide(inside, union, out=np.zeros(len(row)), where=inside > 0)
+        kept = iou >= least_iou
+        pairs.append((row[kept], column[kept], iou[kept]))
+        start = stop
+        if progress:
+            progress(start, len(per_image))
+    return area, pairs
+
+
+def _mask_pairs(
+    ground_truth: GroundTruth,
+    results: Sequence[Mapping[str, Any]],
+    order: Ints,
+    images: _Images,
+    crowd: Bools,
+    least_iou: float,
+    progress: _Progress,
+) -> tuple[Floats, _Pairs]:
+    """Return the detections' areas and all pairs; an image's masks are made when they are needed."""
+    sizes = {image.id: (image.height, image.width) for image in ground_truth.images}
+
+    def rles(entries: Sequence[Mapping[str, Any]]) -> list[Any]:
+        return [annotation_rle(one, *sizes[one["image_id"]]) for one in entries]
+
+    area = np.zeros(len(order))
+    pairs: _Pairs = []
+    for place in range(len(sizes)):
+        start, end = int(images.detections[place]), int(images.detections[place + 1])
+        here = images.object_at[images.objects[place] : images.objects[place + 1]]
+        if start < end:
+            drawn = rles([{"id": f"result {one}", **results[one]} for one in order[start:end].tolist()])
+            area[start:end] = np.asarray(rle_masks.area(drawn), np.float64)
+            if len(here):
+                wanted = rles([ground_truth.annotations[one] for one in here.tolist()])
+                iou = np.asarray(rle_masks.iou(drawn, wanted, crowd[here].astype(np.uint8).tolist()), np.float64)
+                rows, columns = np.nonzero(iou.reshape(end - start, len(here)) >= least_iou)
+                pairs.append((rows + start, here[columns], iou.reshape(end - start, len(here))[rows, columns]))
+        if progress:
+            progress(place + 1, len(sizes))
+    return area, pairs
+
+
+def _places(place_of: Mapping[int, int], key: str, entries: Sequence[Mapping[str, Any]]) -> Ints:
+    return np.fromiter(map(place_of.__getitem__, map(itemgetter(key), entries)), np.int64, len(entries))
+
+
+def _boxes(entries: Sequence[Mapping[str, Any]]) -> Floats:
+    values = chain.from_iterable(map(itemgetter("bbox"), entries))
+    return np.fromiter(values, np.float64, 4 * len(entries)).reshape(-1, 4)
 
 
 def _best(image: Ints, label: Ints, score: Floats, most: int) -> Ints:

@@ -77,8 +77,9 @@ def run(args: argparse.Namespace) -> int:
     """Compute, print, write; return the exit code."""
     from rich.console import Console
 
-    from dettools.analysis.analysis_inputs import compared, read_inputs, split_positionals
+    from dettools.analysis.analysis_inputs import read_inputs, split_positionals
     from dettools.analysis.image_results import extremes, image_results, ranked
+    from dettools.analysis.overlaps import find_overlaps
     from dettools.reports.progress import progress
     from dettools.reports.results_tables import print_results
 
@@ -94,7 +95,7 @@ def run(args: argparse.Namespace) -> int:
     for note in inputs.notes:
         print(f"note: {note}", file=sys.stderr)
     with progress() as show:
-        overlaps = compared(
+        overlaps = find_overlaps(
             inputs.ground_truth,
             inputs.predictions.results,
             iou_type=args.iou_type or inputs.iou_type,

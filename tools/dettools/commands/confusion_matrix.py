@@ -78,8 +78,9 @@ def run(args: argparse.Namespace) -> int:
     """Count, print, write; return the exit code."""
     from rich.console import Console
 
-    from dettools.analysis.analysis_inputs import compared, read_inputs, split_positionals
+    from dettools.analysis.analysis_inputs import read_inputs, split_positionals
     from dettools.analysis.confusion import confusion_of, suppressed, sweep
+    from dettools.analysis.overlaps import find_overlaps
     from dettools.reports.confusion_page import to_json
     from dettools.reports.confusion_tables import print_confusion
     from dettools.reports.progress import progress
@@ -103,7 +104,7 @@ def run(args: argparse.Namespace) -> int:
     for note in notes:
         print(f"note: {note}", file=sys.stderr)
     with progress() as show:
-        overlaps = compared(
+        overlaps = find_overlaps(
             inputs.ground_truth,
             results,
             iou_type=args.iou_type or inputs.iou_type,
