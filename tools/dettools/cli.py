@@ -39,6 +39,8 @@ COMMANDS: dict[str, str] = {
     "report": "dettools.commands.report",
     "view": "dettools.commands.view",
     "browse-dataset": "dettools.commands.browse_dataset",
+    "download-dataset": "dettools.commands.download_dataset",
+    "convert-dataset": "dettools.commands.convert_dataset",
     "upgrade-checkpoint": "dettools.commands.upgrade_checkpoint",
     "regnet2mmdet": "dettools.commands.regnet2mmdet",
     "detectron2pytorch": "dettools.commands.detectron2pytorch",

@@ -10,7 +10,7 @@ list that is computed) has the place of the value that it lies in.
 
 import ast
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -227,7 +227,7 @@ class _PythonFile:
         found = self._names[BASE].of(tuple(path))
         return replace(found, place=place, replaced=()) if self._names[BASE].knows(tuple(path)) else Origins(place)
 
-    def _dict(self, place: Place, pairs: list[tuple[ast.expr | None, ast.expr]]) -> Origins:
+    def _dict(self, place: Place, pairs: Sequence[tuple[ast.expr | None, ast.expr]]) -> Origins:
         children: dict[Any, Origins] = {}
         deletes = False
         for key, value in pairs:
