@@ -44,29 +44,11 @@ def read_cityscapes(
         DatasetFormatError: there is no photograph, or no such split.
     """
     photographs, truth = images or folder / IMAGES, folder / TRUTH
-    within = f"{split}/" if split else ""
-    files = sorted(photographs.glob(f"{within}**/*_{IMAGES}.png"))
-    if not files:
-        there = ", ".join(sorted(one.name for one in photographs.glob("*") if one.is_dir()))
-        raise DatasetFormatError(
-            f"{photographs}/{within}: got no *_{IMAGES}.png, expected Cityscapes' photographs"
-            + (f"; there are {there}." if there else ".")
-        )
+    files = photograph_files(photographs, split)
     builder = DocumentBuilder()
     unlabelled = 0
     for number, file in enumerate(files, start=1):
-        relative = file.relative_to(photographs)
-        stem = file.name.removesuffix(f"_{IMAGES}.png")
-        numbers = truth / relative.parent / f"{stem}_{TRUTH}_instanceIds.png"
-        try:
-            size = read_header(file).shown
-        except OSError:
-            size = (0, 0)
-        image = builder.image(relative.as_posix(), size, file)
-        if numbers.is_file():
-            _read_objects(numbers, image, builder)
-        else:
-            unlabelled += 1
+        unlabelled += not read_photograph(file, photographs, truth, builder)
         if progress:
             progress(number, len(files))
     notes = []
@@ -76,7 +58,42 @@ def read_cityscapes(
     return builder.finish("cityscapes", folder, categories, notes)
 
 
-def _read_objects(path: Path, image: int, builder: DocumentBuilder) -> None:
+def photograph_files(photographs: Path, split: str | None) -> list[Path]:
+    """Return the photographs of a split, else all.
+
+    Raises:
+        DatasetFormatError: there is none.
+    """
+    within = f"{split}/" if split else ""
+    files = sorted(photographs.glob(f"{within}**/*_{IMAGES}.png"))
+    if not files:
+        there = ", ".join(sorted(one.name for one in photographs.glob("*") if one.is_dir()))
+        raise DatasetFormatError(
+            f"{photographs}/{within}: got no *_{IMAGES}.png, expected Cityscapes' photographs"
+            + (f"; there are {there}." if there else ".")
+        )
+    return files
+
+
+def read_photograph(
+    file: Path, photographs: Path, truth: Path, builder: DocumentBuilder, *, masks: bool = True
+) -> bool:
+    """Add a photograph with its objects; return whether it has a picture of numbers."""
+    relative = file.relative_to(photographs)
+    stem = file.name.removesuffix(f"_{IMAGES}.png")
+    numbers = truth / relative.parent / f"{stem}_{TRUTH}_instanceIds.png"
+    try:
+        size = read_header(file).shown
+    except OSError:
+        size = (0, 0)
+    image = builder.image(relative.as_posix(), size, file)
+    if not numbers.is_file():
+        return False
+    _read_objects(numbers, image, builder, masks=masks)
+    return True
+
+
+def _read_objects(path: Path, image: int, builder: DocumentBuilder, *, masks: bool) -> None:
     from hotcoco import mask
     from scipy.ndimage import find_objects
 
@@ -109,6 +126,9 @@ def _read_objects(path: Path, image: int, builder: DocumentBuilder) -> None:
         rows, columns = region
         inside = objects[region] == place
         box = (columns.start, rows.start, columns.stop - columns.start, rows.stop - rows.start)
+        if not masks:
+            builder.annotation(image, label, box, area=float(inside.sum()), iscrowd=int(crowd))
+            continue
         rle = mask.frPyObjects(_runs(inside, rows, columns, (height, width)), height, width)
         segmentation = {"size": [height, width], "counts": rle["counts"].decode()}
         builder.annotation(image, label, box, area=float(inside.sum()), iscrowd=int(crowd), segmentation=segmentation)

@@ -9,6 +9,7 @@ has none left. A reader reports what the document cannot hold (a line that is no
 
 import math
 import warnings
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -157,6 +158,8 @@ class DocumentBuilder:
         self.files: list[Path | None] = []
         self.annotations: list[dict[str, Any]] = []
         self.problems: list[Problem] = []
+        self.unread: Counter[str] = Counter()
+        """What the files have besides, and the document does not."""
 
     def image(self, file_name: str, size: tuple[int, int], file: Path | None) -> int:
         """Add an image of ``size`` width and height, 0 where unknown; return its place."""

@@ -82,7 +82,11 @@ def format_of(path: Path) -> str:
 
 
 def _annotation_files(folder: Path) -> list[Path]:
-    return sorted(folder.glob("*.json")) or sorted((folder / "annotations").glob("*.json"))
+    for inner in (folder, folder / "annotations"):
+        # What convert-dataset writes beside them is none.
+        if files := sorted(file for file in inner.glob("*.json") if not file.name.endswith(".report.json")):
+            return files
+    return []
 
 
 def _coco(source: Source) -> Dataset:

@@ -8,6 +8,7 @@ Coordinates count pixels from 1 and include the last one (VOC devkit), so that x
 tools write them from 0; a data set with a coordinate below 1, or with fractions, is taken as such.
 """
 
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -29,7 +30,8 @@ ANNOTATION_FOLDERS = ("Annotations", "annotations", "labels", "xml", "xmls")
 IMAGE_FOLDERS = ("JPEGImages", "images", "Images", "img")
 _SIDES = ("xmin", "ymin", "xmax", "ymax")
 # Kept as ``attributes`` of the annotation.
-_ATTRIBUTES = ("pose", "truncated", "difficult", "occluded")
+ATTRIBUTES = ("pose", "truncated", "difficult", "occluded")
+_READ_OF_IMAGE, _READ_OF_OBJECT = frozenset({"filename", "size", "object"}), frozenset({"name", "bndbox", *ATTRIBUTES})
 
 
 class XmlRefusedError(DatasetFormatError):
@@ -57,26 +59,26 @@ def read_voc(
         DatasetFormatError: no XML file, or no such split.
         XmlRefusedError: a file declares entities.
     """
-    files = [file for root in voc_roots(folder) for file in _annotation_files(root, split)]
+    files = [file for root in voc_roots(folder) for file in annotation_files(root, split)]
     if not files:
         raise DatasetFormatError(f"{folder}: got no XML file, expected Pascal VOC annotations, one an image.")
     builder = DocumentBuilder()
-    corners: list[tuple[float, ...]] = []
-    pictures = _Pictures(folder, images)
+    pictures = Pictures(folder, images)
     for number, file in enumerate(files, start=1):
-        _read_file(file, folder, pictures, builder, corners)
+        read_voc_file(file, folder, pictures, builder)
         if progress:
             progress(number, len(files))
-    first = first_pixel if first_pixel is not None else _first_pixel(corners)
-    for entry, (left, top, right, bottom) in zip(builder.annotations, corners, strict=True):
-        box = [left - first, top - first, right - left + first, bottom - top + first]
-        entry.update(bbox=box, area=box[2] * box[3])
+    first = first_pixel
+    if first is None:
+        first = int(all(counts_from_one(entry["bbox"]) for entry in builder.annotations))
+    for entry in builder.annotations:
+        count_from(first, entry)
     names = sorted({entry["category_id"] for entry in builder.annotations})
     ids = {name: place for place, name in enumerate(names, start=1)}
     for entry in builder.annotations:
         entry["category_id"] = ids[entry["category_id"]]
     notes = []
-    if first_pixel is None and corners and not first:
+    if first_pixel is None and builder.annotations and not first:
         notes.append("coordinates count from 0 (one is below 1, or is no whole number); VOC's own count from 1")
     return builder.finish("voc", folder, [{"id": place, "name": name} for name, place in ids.items()], notes)
 
@@ -124,7 +126,12 @@ def _own_folder(folder: Path) -> Path | None:
     return None
 
 
-def _annotation_files(root: Path, split: str | None) -> Sequence[Path]:
+def annotation_files(root: Path, split: str | None) -> Sequence[Path]:
+    """Return the XML files of a split, else all of one folder.
+
+    Raises:
+        DatasetFormatError: no such split.
+    """
     folder = _own_folder(root)
     if folder is None:
         return []
@@ -142,22 +149,23 @@ def _annotation_files(root: Path, split: str | None) -> Sequence[Path]:
     return [folder / f"{stem}.xml" for stem in stems]
 
 
-class _Pictures:
-    """Finds the photograph of an XML file."""
+class Pictures:
+    """Finds the photograph of an XML file; a folder is listed once."""
 
     def __init__(self, root: Path, images: Path | None) -> None:
         if images is not None and not images.is_dir():
             raise DatasetFormatError(f"--images: got {images}, expected the folder with the images of {root}.")
         self._images = images
-        self._listed: dict[Path, dict[str, Path]] = {}
+        self._listed: dict[Path, dict[str, str]] = {}
 
     def find(self, annotation: Path, named: str) -> Path | None:
+        """Return the image file of an XML file whose <filename> is ``named``."""
         for folder in self._folders(annotation):
             files = self._files(folder)
             # <filename> may be another machine's, a copy's or without suffix: training goes by the XML file's name.
             for name in (*(annotation.stem + suffix for suffix in sorted(SUFFIXES)), named, named + ".jpg"):
                 if name.lower() in files:
-                    return files[name.lower()]
+                    return folder / files[name.lower()]
         return None
 
     def _folders(self, annotation: Path) -> Iterator[Path]:
@@ -168,16 +176,36 @@ class _Pictures:
         yield annotation.parent
         yield annotation.parent.parent
 
-    def _files(self, folder: Path) -> dict[str, Path]:
+    def _files(self, folder: Path) -> dict[str, str]:
         if folder not in self._listed:
-            there = sorted(folder.iterdir()) if folder.is_dir() else []
-            self._listed[folder] = {file.name.lower(): file for file in there if file.suffix.lower() in SUFFIXES}
+            # Not as paths: a data set has a hundred thousand.
+            there = sorted(os.listdir(folder)) if folder.is_dir() else []  # noqa: PTH208
+            self._listed[folder] = {
+                name.lower(): name
+                for name in there
+                if os.path.splitext(name)[1].lower() in SUFFIXES  # noqa: PTH122
+            }
         return self._listed[folder]
 
 
-def _read_file(
-    path: Path, folder: Path, pictures: _Pictures, builder: DocumentBuilder, corners: list[tuple[float, ...]]
-) -> None:
+def counts_from_one(box: Sequence[float]) -> bool:
+    """Whether a box that `read_voc_file` read can be one that counts pixels from 1."""
+    return min(box[:2]) >= 1 and all(value.is_integer() for value in box)
+
+
+def count_from(first: int, entry: dict[str, Any]) -> None:
+    """Move a box that `read_voc_file` read to where it is, if the first pixel of a row is called ``first``."""
+    left, top, width, height = entry["bbox"]
+    entry["bbox"] = [left - first, top - first, width + first, height + first]
+    entry["area"] = entry["bbox"][2] * entry["bbox"][3]
+
+
+def read_voc_file(path: Path, folder: Path, pictures: Pictures, builder: DocumentBuilder) -> None:
+    """Add the image of an XML file with its objects: ``category_id`` is the class's name, ``bbox`` counts from 0.
+
+    Raises:
+        XmlRefusedError: it declares entities.
+    """
     try:
         root = parse_xml(path.read_bytes(), path)
     except XmlRefusedError:
@@ -185,6 +213,7 @@ def _read_file(
     except (OSError, DatasetFormatError) as error:
         builder.problem("bad_label", str(error))
         return
+    builder.unread.update(f"<{one.tag}> of an image" for one in root if one.tag not in _READ_OF_IMAGE)
     named = base_name((root.findtext("filename") or "").strip())
     file = pictures.find(path, named)
     size = (_whole(root.findtext("size/width")), _whole(root.findtext("size/height")))
@@ -196,6 +225,7 @@ def _read_file(
     name = named or path.with_suffix(".jpg").name if file is None else _relative(file, folder)
     image = builder.image(name, size, file)
     for number, element in enumerate(root.findall("object"), start=1):
+        builder.unread.update(f"<{one.tag}> of an object" for one in element if one.tag not in _READ_OF_OBJECT)
         box = element.find("bndbox")
         values = [_number(None if box is None else box.findtext(side)) for side in _SIDES]
         label = (element.findtext("name") or "").strip()
@@ -203,13 +233,9 @@ def _read_file(
             got = ", ".join(f"{side} {None if box is None else box.findtext(side)!r}" for side in _SIDES)
             builder.problem("bad_label", f"{path.name}, object {number} ({label or 'no name'}): {got}", image)
             continue
-        attributes = {key: value for key in _ATTRIBUTES if (value := (element.findtext(key) or "").strip())}
-        corners.append(tuple(value for value in values if value is not None))
-        builder.annotation(image, label, (0, 0, 0, 0), attributes=attributes)
-
-
-def _first_pixel(corners: Sequence[tuple[float, ...]]) -> int:
-    return int(all(min(one[:2]) >= 1 and all(value.is_integer() for value in one) for one in corners))
+        attributes = {key: value for key in ATTRIBUTES if (value := (element.findtext(key) or "").strip())}
+        left, top, right, bottom = (value for value in values if value is not None)
+        builder.annotation(image, label, (left, top, right - left, bottom - top), attributes=attributes)
 
 
 def _relative(file: Path, folder: Path) -> str:

@@ -34,7 +34,7 @@ SPLITS = ("train", "val", "valid", "test")
 
 
 @dataclass(frozen=True)
-class _Description:
+class Description:
     """What ``data.yaml`` says: the classes, the image folders or lists by split, and the values of a keypoint."""
 
     names: tuple[str, ...]
@@ -57,17 +57,17 @@ def read_yolo(
         DatasetFormatError: no image, no such split, or a damaged ``data.yaml``.
     """
     root = path if path.is_dir() else path.parent
-    description = _description(path, root)
+    description = describe(path)
     if images is not None:
-        description = _Description(description.names, {"": [images]}, description.keypoints)
-    files = list(_image_files(description, split, path))
+        description = Description(description.names, {"": [images]}, description.keypoints)
+    files = list(image_files(description, split, path))
     builder = DocumentBuilder()
     used: set[Path] = set()
     highest = -1
     for number, file in enumerate(files, start=1):
         label = label_file(file)
         used.add(label)
-        highest = max(highest, _read_image(file, label, root, description.keypoints, builder))
+        highest = max(highest, read_yolo_image(file, label, root, description.keypoints, builder))
         if progress:
             progress(number, len(files))
     # Labels without a photograph: training never sees them.
@@ -110,13 +110,19 @@ def is_data_yaml(path: Path) -> bool:
     return isinstance(values, dict) and "names" in values
 
 
-def _description(path: Path, root: Path) -> _Description:
+def describe(path: Path) -> Description:
+    """Read ``data.yaml`` or what stands in for it.
+
+    Raises:
+        DatasetFormatError: it is damaged.
+    """
+    root = path if path.is_dir() else path.parent
     file = data_yaml(root) if path.is_dir() else path
     if file is None:
         listing = next((one for one in (root / CLASSES, root / "labels" / CLASSES) if one.is_file()), None)
         lines = listing.read_text("utf-8", "replace").splitlines() if listing else []
         names = tuple(line.strip() for line in lines if line.strip())
-        return _Description(names, {"": [root]}, keypoints=False)
+        return Description(names, {"": [root]}, keypoints=False)
     try:
         values = yaml.safe_load(file.read_bytes())
     except (OSError, ValueError, yaml.YAMLError) as error:
@@ -126,7 +132,7 @@ def _description(path: Path, root: Path) -> _Description:
     base = file.parent / str(values.get("path") or "")
     base = base if base.is_dir() else file.parent
     sources = {split: _sources(values[split], base, file) for split in SPLITS if values.get(split)}
-    return _Description(_names(values["names"], file), sources or {"": [root]}, bool(values.get("kpt_shape")))
+    return Description(_names(values["names"], file), sources or {"": [root]}, bool(values.get("kpt_shape")))
 
 
 def _names(values: Any, file: Path) -> tuple[str, ...]:
@@ -155,7 +161,12 @@ def _sources(values: Any, base: Path, file: Path) -> list[Path]:
     return found
 
 
-def _image_files(description: _Description, split: str | None, path: Path) -> Iterator[Path]:
+def image_files(description: Description, split: str | None, path: Path) -> Iterator[Path]:
+    """Yield the image files of a split, else of all; each once.
+
+    Raises:
+        DatasetFormatError: no such split.
+    """
     if split is not None and split not in description.sources:
         there = ", ".join(one for one in description.sources if one)
         raise DatasetFormatError(f"--split {split}: {path} has {there or 'no splits'}.")
@@ -180,7 +191,7 @@ def _listed(listing: Path) -> Iterator[Path]:
             yield listing.parent / line.strip()
 
 
-def _read_image(file: Path, label: Path, root: Path, keypoints: bool, builder: DocumentBuilder) -> int:
+def read_yolo_image(file: Path, label: Path, root: Path, keypoints: bool, builder: DocumentBuilder) -> int:
     """Add an image with its objects; return the highest class number."""
     name = file.relative_to(root).as_posix() if file.is_relative_to(root) else str(file)
     try:

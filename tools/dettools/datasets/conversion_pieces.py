@@ -1,0 +1,161 @@
+"""The pieces of a conversion: read one, write one, and the processes that do it."""
+
+import multiprocessing
+import pickle
+import signal
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from dettools.datasets.conversion_parts import Reader
+from dettools.datasets.conversion_rules import Rules, Tally, degenerate
+from dettools.datasets.dataset import DatasetFormatError, DocumentBuilder
+from dettools.datasets.voc import count_from, counts_from_one
+from dettools.datasets.writing import Batch, CocoWriter, FolderWriter, Written
+
+Map = Callable[[Callable[[Any], Any], Sequence[Any]], Iterable[Any]]
+ReadTask = tuple[Sequence[Any], Path, Rules]
+# Where a worker process has its reader, which it gets once.
+_reader: list[Reader] = []
+
+
+@dataclass
+class Piece:
+    """What reading a piece told, and where it is spilled."""
+
+    spill: Path
+    images: int = 0
+    annotations: int = 0
+    keys: set[Any] = field(default_factory=set)
+    whole: bool = True
+    from_one: bool = True
+    names: list[str] = field(default_factory=list)
+    skipped: Tally = field(default_factory=Tally)
+    unread: Counter[str] = field(default_factory=Counter)
+
+
+@dataclass(frozen=True)
+class Numbering:
+    """How the entries of a spilled piece are numbered; ``keep`` leaves their ids."""
+
+    image: int
+    annotation: int
+    keep: bool
+    categories: Mapping[Any, tuple[int, str]]
+    first_pixel: int
+
+
+@dataclass(frozen=True)
+class Task:
+    """A spilled piece and how it is written; ``stems`` are of the files of its images."""
+
+    piece: Path
+    stems: Sequence[str]
+    numbering: Numbering
+    writer: CocoWriter | FolderWriter
+
+
+@contextmanager
+def pool(processes: int, reader: Reader | None) -> Iterator[Map]:
+    """Yield a function that maps tasks in order, by processes if there are more than one.
+
+    Raises:
+        DatasetFormatError: a process was ended from outside.
+    """
+    if processes <= 1:
+        _take_reader(reader)
+        yield map
+        return
+    # A forked process would inherit threads that are not there.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(processes, context, _start_worker, (reader,)) as executor:
+        try:
+            yield executor.map
+        except BrokenProcessPool:
+            raise DatasetFormatError(
+                "a process that converts was ended from outside. Is there memory enough?"
+            ) from None
+        except BaseException:
+            executor.shutdown(wait=True, cancel_futures=True)
+            raise
+
+
+def _start_worker(reader: Reader | None) -> None:
+    # Ctrl-C is the parent's, which ends the others.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _take_reader(reader)
+
+
+def _take_reader(reader: Reader | None) -> None:
+    _reader[:] = [reader] if reader else []
+
+
+def read_by_worker(task: ReadTask) -> Piece:
+    """Read a piece with the reader that this process has."""
+    return read_piece(_reader[0], task)
+
+
+def read_piece(reader: Reader, task: ReadTask) -> Piece:
+    """Read some images, apply the rules and spill them."""
+    items, spill, rules = task
+    builder = DocumentBuilder()
+    reader.read(items, builder)
+    piece = Piece(spill, images=len(builder.images), unread=builder.unread)
+    for problem in builder.problems:
+        piece.skipped.add(problem.kind, problem.detail)
+    categories = reader.categories
+    names = [str(image.get("file_name") or "") for image in builder.images]
+    objects: list[list[dict[str, Any]]] = [[] for _ in builder.images]
+    for one in builder.annotations:
+        place = one["image_id"] - 1
+        if categories is not None and one.get("category_id") not in categories:
+            piece.skipped.add("unknown_category", f"{names[place]}: category_id {one.get('category_id')!r}")
+            continue
+        if not rules.takes(one, reader.kind == "voc", piece.skipped, names[place]):
+            continue
+        box = one.get("bbox")
+        if box:
+            piece.whole = piece.whole and all(float(value).is_integer() for value in box)
+            piece.from_one = piece.from_one and (reader.kind != "voc" or counts_from_one(box))
+        piece.keys.add(one["category_id"])
+        objects[place].append(one)
+    piece.annotations = sum(map(len, objects))
+    piece.names = names
+    with spill.open("wb") as stream:
+        pickle.dump((builder.images, builder.files, objects), stream, pickle.HIGHEST_PROTOCOL)
+    return piece
+
+
+def write_piece(task: Task) -> tuple[Written, Tally]:
+    """Write a spilled piece, numbered; remove the spill."""
+    with task.piece.open("rb") as stream:
+        images, files, objects = pickle.load(stream)  # noqa: S301 - written a moment ago by `read_piece`
+    task.piece.unlink()
+    numbering = task.numbering
+    skipped = Tally()
+    annotation = numbering.annotation
+    kept: list[list[dict[str, Any]]] = []
+    for place, (image, found) in enumerate(zip(images, objects, strict=True)):
+        if not numbering.keep:
+            image["id"] = numbering.image + place
+        kept.append([])
+        for one in found:
+            if numbering.first_pixel:
+                count_from(numbering.first_pixel, one)
+            if kind := degenerate(one):
+                skipped.add(kind, f"{image.get('file_name')}: bbox {one['bbox']}")
+                continue
+            one["image_id"] = image["id"]
+            one["category_id"] = numbering.categories[one["category_id"]][0]
+            if not numbering.keep:
+                one["id"] = annotation
+            annotation += 1
+            kept[-1].append(one)
+    batch = Batch(images, files, kept, task.stems, dict(numbering.categories.values()))
+    written = task.writer.write(batch) if isinstance(task.writer, CocoWriter) else task.writer.write(batch, skipped)
+    return written, skipped
