@@ -1,15 +1,15 @@
 """A detection report as one HTML page that needs nothing beside it: pictures and plots are inside.
 
-DetectionReport ─► errors and classes with example images ─► those images drawn, the most telling first ─► report.html
+DetectionReport ─► Topics: errors, confusions, classes with example images ─► those images drawn, of each topic the most
+telling first ─► report.html
 
-Every image is drawn once; all that speaks of it links to it. So the page stays as small as the number of pictures.
+Every image is drawn once; all that speaks of it links to it, and it links back: the page is as small as its pictures.
 """
 
 import base64
 import io
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,8 @@ import numpy as np
 from dettools.analysis.analysis_inputs import Inputs
 from dettools.analysis.confusion import chosen_classes, merged
 from dettools.analysis.detection_report import DetectionReport, Threshold
-from dettools.analysis.image_results import ImageResult, extremes
+from dettools.analysis.image_results import ImageResult, extremes, ranked
+from dettools.analysis.overlaps import Floats
 from dettools.analysis.tide_errors import KINDS, MEANINGS, Kind
 from dettools.ground_truth import base_name
 from dettools.reports import report_plots
@@ -46,33 +47,12 @@ class Page:
 
 
 @dataclass(frozen=True)
-class _Examples:
-    """Image ids by what they are examples of."""
+class _Topic:
+    """What images are examples of: its anchor on the page, its words, and the images, the most telling first."""
 
-    report: DetectionReport
-
-    @cached_property
-    def extremes(self) -> tuple[list[ImageResult], list[ImageResult]]:
-        """The best and the worst images."""
-        return extremes(self.report.images.images, "f1", EXTREMES)
-
-    def cell(self, row: int, column: int) -> list[int]:
-        return _distinct(one.image_id for one in self.report.confusion.examples(row, column, EXAMPLES))
-
-    def kind(self, kind: Kind) -> list[int]:
-        errors, overlaps = self.report.errors, self.report.errors.overlaps
-        image = overlaps.object_image if kind == "Miss" else overlaps.image
-        return [int(overlaps.image_ids[image[one]]) for one in errors.worst(kind, EXAMPLES)]
-
-    def label(self, label: int) -> list[int]:
-        """Return images with the surest false positives of a class and its largest missed objects, in turn."""
-        overlaps, matches = self.report.confusion.overlaps, self.report.images.matches
-        false = np.flatnonzero(matches.false_positive & (overlaps.label == label))
-        false = overlaps.image[false[np.argsort(-overlaps.score[false], kind="stable")][:EXAMPLES]]
-        missed = np.flatnonzero((matches.detection_of < 0) & ~overlaps.crowd & (overlaps.object_class == label))
-        missed = overlaps.object_image[missed[np.argsort(-overlaps.object_area[missed], kind="stable")][:EXAMPLES]]
-        ids = (overlaps.image_ids[one].tolist() for one in (false, missed))
-        return _in_turn(ids)[:EXAMPLES]
+    anchor: str
+    words: str
+    images: Sequence[int]
 
 
 def write_page(
@@ -94,20 +74,13 @@ def write_page(
         max_images: that are drawn at most.
         progress: called with the pictures drawn and all of them.
     """
-    examples, confusion = _Examples(report), report.confusion
-    chosen = chosen_classes(confusion, MATRIX_CLASSES)
-    cells = _cells(report, chosen)
-    best, worst = examples.extremes
-    told: list[list[int]] = [
-        [one.image_id for one in worst],
-        [one.image_id for one in best[: EXTREMES // 2]],
-        *(examples.kind(kind) for kind in KINDS),
-        *(examples.cell(row, column) for row, column, _ in cells),
-        *(examples.label(label) for label in range(confusion.classes)),
-    ]
-    pictures, notes = _draw(report, inputs, _in_turn(told), max_images, progress)
     names = [one.name for one in inputs.ground_truth.categories]
-    by_id = {one.image_id: one for one in report.images.images}
+    chosen = chosen_classes(report.confusion, MATRIX_CLASSES)
+    cells = _cells(report, chosen)
+    best, worst = extremes(report.images.images, "f1", EXTREMES)
+    topics = _topics(report, names, cells, best, worst)
+    pictures, notes = _draw(report, inputs, _in_turn([one.images for one in topics]), max_images, progress)
+    images_of = {one.anchor: one.images for one in topics}
     content = {
         "title_text": title,
         "inputs": inputs,
@@ -117,25 +90,26 @@ def write_page(
         "with_images": bool(inputs.photographs),
         "headline": [(name, _figure(report.metrics.figures[name])) for name in ("AP", "AP50", "AP75")],
         "figures": _figures(report),
-        "classes": _class_rows(report, names, examples),
+        "counts": _counts(report),
+        "classes": _class_rows(report, names, images_of),
         "matrix": _matrix(report, names, chosen),
         "cells": [
             {
-                "id": f"cell-{row}-{column}",
+                "id": (anchor := _cell_anchor(row, column)),
                 "object": [*names, BACKGROUND][row],
                 "detection": [*names, MISSED][column],
                 "count": count,
-                "images": examples.cell(row, column),
+                "images": images_of[anchor],
             }
             for row, column, count in cells
         ],
-        "errors": _error_rows(report, examples),
+        "errors": _error_rows(report, images_of),
         "sizes": report.sizes,
         "thresholds": [_threshold_cells(report, step / _STEPS) for step in range(1, _STEPS)],
         "chooser": [_chooser(report.thresholds.at(step / 100)) for step in range(101)],
         "best": [_image_row(one) for one in best],
         "worst": [_image_row(one) for one in worst],
-        "shown_images": [_image_row(by_id[one]) for one in pictures],
+        "shown_images": _shown(report, pictures, topics),
         "file_names": {image.id: image.file_name for image in inputs.ground_truth.images},
         "short_names": {image.id: _short(image.file_name) for image in inputs.ground_truth.images},
         "plots": {
@@ -150,6 +124,59 @@ def write_page(
     return Page(path, len(pictures), tuple(notes))
 
 
+def _topics(
+    report: DetectionReport,
+    names: Sequence[str],
+    cells: Sequence[tuple[int, int, int]],
+    best: Sequence[ImageResult],
+    worst: Sequence[ImageResult],
+) -> list[_Topic]:
+    """Return all that has example images; the earlier, the sooner it gets one where there can be only so many."""
+    rows, columns = [*names, BACKGROUND], [*names, MISSED]
+    return [
+        _Topic("worst", "worst", [one.image_id for one in worst]),
+        _Topic("best", "best", [one.image_id for one in best[: EXTREMES // 2]]),
+        *(_Topic(f"error-{kind}", kind, _of_kind(report, kind)) for kind in KINDS),
+        *(
+            _Topic(
+                _cell_anchor(row, column),
+                f"{rows[row]} → {columns[column]}",
+                _distinct(one.image_id for one in report.confusion.examples(row, column, EXAMPLES)),
+            )
+            for row, column, _ in cells
+        ),
+        *(_Topic(f"class-{label}", name, _of_class(report, label)) for label, name in enumerate(names)),
+    ]
+
+
+def _of_kind(report: DetectionReport, kind: Kind) -> list[int]:
+    errors, overlaps = report.errors, report.errors.overlaps
+    image = overlaps.object_image if kind == "Miss" else overlaps.image
+    return [int(overlaps.image_ids[image[one]]) for one in errors.worst(kind, EXAMPLES)]
+
+
+def _of_class(report: DetectionReport, label: int) -> list[int]:
+    """Return images with the surest false positives of a class and its largest missed objects, in turn."""
+    overlaps, matches = report.confusion.overlaps, report.images.matches
+    false = np.flatnonzero(matches.false_positive & (overlaps.label == label))
+    false = overlaps.image[false[np.argsort(-overlaps.score[false], kind="stable")][:EXAMPLES]]
+    missed = np.flatnonzero((matches.detection_of < 0) & ~overlaps.crowd & (overlaps.object_class == label))
+    missed = overlaps.object_image[missed[np.argsort(-overlaps.object_area[missed], kind="stable")][:EXAMPLES]]
+    ids = (overlaps.image_ids[one].tolist() for one in (false, missed))
+    return _in_turn(ids)[:EXAMPLES]
+
+
+def _shown(report: DetectionReport, pictures: Mapping[int, str], topics: Sequence[_Topic]) -> list[dict[str, Any]]:
+    """Return the images that are drawn, the worst first, with the errors that they are examples of."""
+    about: dict[int, list[_Topic]] = {}
+    for topic in topics:
+        if not topic.anchor.startswith("class-"):
+            for image_id in topic.images:
+                about.setdefault(image_id, []).append(topic)
+    drawn = ranked([one for one in report.images.images if one.image_id in pictures], "f1")
+    return [{**_image_row(one), "about": about.get(one.image_id, [])} for one in drawn]
+
+
 def _draw(
     report: DetectionReport,
     inputs: Inputs,
@@ -160,7 +187,6 @@ def _draw(
     """Draw images until there are enough; return JPEG data addresses by image id, and notes."""
     asked = [one for one in wanted if one in inputs.photographs][:most]
     images = {one.id: one for one in inputs.ground_truth.images}
-    results = {one.image_id: one for one in report.images.images}
     pictures: dict[int, str] = {}
     notes: list[str] = []
     size = 0
@@ -171,12 +197,10 @@ def _draw(
         except PictureError as error:
             notes.append(str(error))
             continue
-        one = results[image_id]
-        caption = f"{image.file_name}: {one.tp} found, {one.fp} false, {one.fn} not found, F1 {one.f1:.2f}"
         left, right = _marks(report, inputs, image_id)
         sides = [("ground truth", left), (f"prediction, score ≥ {report.score_threshold:g}", right)]
         stream = io.BytesIO()
-        side_by_side(photograph, sides, caption, long_side=PANEL_PX).save(stream, "JPEG", quality=80, optimize=True)
+        side_by_side(photograph, sides, "", long_side=PANEL_PX).save(stream, "JPEG", quality=80, optimize=True)
         packed = base64.b64encode(stream.getvalue()).decode()
         if size + len(packed) > MOST_BYTES:
             notes.append(f"{len(pictures)} of {len(asked)} images are drawn: more would make the page too large")
@@ -217,21 +241,43 @@ def _figures(report: DetectionReport) -> list[tuple[str, str, str | None]]:
     ]
 
 
-def _class_rows(report: DetectionReport, names: list[str], examples: _Examples) -> list[dict[str, Any]]:
+def _counts(report: DetectionReport) -> list[tuple[str, int, list[tuple[str, int, str]]]]:
+    """Return what became of the objects, and of the detections: words, number and colour of each part."""
+    one = report.confusion
+    confused = ("of another class", one.confused, "confused")
+    return [
+        (
+            "objects",
+            one.objects,
+            [
+                ("found", one.found, "found"),
+                ("taken for another class", one.confused, "confused"),
+                ("missed", one.missed, "missed"),
+            ],
+        ),
+        (
+            "detections",
+            one.detections,
+            [("right", one.found, "found"), confused, ("on background", one.background, "background")],
+        ),
+    ]
+
+
+def _class_rows(
+    report: DetectionReport, names: Sequence[str], images_of: Mapping[str, Sequence[int]]
+) -> list[dict[str, Any]]:
     confusion, rows = report.confusion, []
     for label, (metrics, row) in enumerate(zip(report.metrics.per_class, report.classes, strict=True)):
         taken = [(column, int(confusion.counts[label, column])) for column in range(confusion.classes)]
         taken = sorted((one for one in taken if one[0] != label and one[1]), key=lambda one: -one[1])[:5]
-        curve = report.curves.by_class[label]
-        points = [] if np.isnan(curve).any() else list(zip(report.curves.recall[::2], curve[::2], strict=True))
         rows.append(
             {
                 "label": label,
                 "metrics": metrics,
                 "row": row,
-                "taken": [(names[column], count, f"cell-{label}-{column}") for column, count in taken],
-                "images": examples.label(label),
-                "curve": " ".join(f"{100 * x:.0f},{60 - 60 * y:.1f}" for x, y in points),
+                "taken": [(names[column], count, _cell_anchor(label, column)) for column, count in taken],
+                "images": images_of[f"class-{label}"],
+                "curves": [_polyline(curve) for curve in report.curves.by_class[:, label]] if metrics.objects else [],
             }
         )
     return sorted(rows, key=lambda one: (one["metrics"].ap is None, -(one["metrics"].ap or 0), one["metrics"].name))
@@ -272,7 +318,7 @@ def _matrix(report: DetectionReport, names: list[str], chosen: list[int]) -> dic
                     "count": int(counts[at, to]),
                     "share": float(shares[at, to]),
                     "right": at == to,
-                    "link": f"cell-{row}-{column}" if linked else None,
+                    "link": _cell_anchor(row, column) if linked else None,
                 }
             )
         rows.append((([*names, BACKGROUND][row] if row is not None else OTHERS), cells))
@@ -280,7 +326,7 @@ def _matrix(report: DetectionReport, names: list[str], chosen: list[int]) -> dic
     return {"rows": rows, "columns": columns, "merged": bool(others), "classes": len(chosen)}
 
 
-def _error_rows(report: DetectionReport, examples: _Examples) -> list[dict[str, Any]]:
+def _error_rows(report: DetectionReport, images_of: Mapping[str, Sequence[int]]) -> list[dict[str, Any]]:
     figures = report.errors.figures()
     delta = figures.delta_ap or {}
     largest = max([delta.get(kind, 0.0) for kind in KINDS] + [1e-9])
@@ -291,7 +337,7 @@ def _error_rows(report: DetectionReport, examples: _Examples) -> list[dict[str, 
             "count": figures.counts[kind],
             "delta": _figure(delta.get(kind)),
             "width": f"{8 * max(delta.get(kind, 0.0), 0) / largest:.2f}",
-            "images": examples.kind(kind),
+            "images": images_of[f"error-{kind}"],
         }
         for kind in KINDS
     ]
@@ -318,7 +364,16 @@ def _short(file_name: str) -> str:
     return name if len(name) <= _NAME_LENGTH else f"…{name[1 - _NAME_LENGTH :]}"
 
 
-def _in_turn(lists: Iterable[list[int]]) -> list[int]:
+def _cell_anchor(row: int, column: int) -> str:
+    return f"cell-{row}-{column}"
+
+
+def _polyline(curve: Floats) -> str:
+    """Return precision at the recalls 0, .02, …, 1 as points of a drawing 100 wide and 60 high."""
+    return " ".join(f"{2 * place},{60 - 60 * value:.1f}" for place, value in enumerate(curve[::2]))
+
+
+def _in_turn(lists: Iterable[Sequence[int]]) -> list[int]:
     """Return the first of each list, then the second of each, and so on, everything once."""
     return _distinct(one for one in chain.from_iterable(zip_longest(*lists)) if one is not None)
 
