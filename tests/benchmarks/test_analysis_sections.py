@@ -32,7 +32,7 @@ def test_the_median_is_shown_with_its_spread(section):
 
 
 @pytest.mark.nightly
-@pytest.mark.parametrize("name", ["occluded_recall", "optimize_anchors"])
+@pytest.mark.parametrize("name", ["confusion_matrix", "error_analysis", "occluded_recall", "optimize_anchors"])
 def test_it_runs(name):
     program = ROOT / "benchmarks/analysis" / f"{name}.py"
     done = subprocess.run([sys.executable, program, "--quick"], capture_output=True, text=True, check=True)
