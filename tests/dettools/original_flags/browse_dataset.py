@@ -7,6 +7,8 @@ FLAGS: list[tuple[list[str], str]] = [
     (["--output-dir", "out"], "works"),
     (["--not-show"], "no effect: no window is opened"),
     (["--show-interval", "2"], "no effect: page with the arrow keys"),
+    # Of 2.x.
+    (["--skip-type", "DefaultFormatBundle", "Normalize", "Collect"], "no effect: no step of the pipeline is run"),
     (
         ["--cfg-options", "train_dataloader.dataset.ann_file=a.json", "train_dataloader.batch_size=1"],
         "name the data; others have no effect",

@@ -73,6 +73,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     original = parser.add_argument_group("options of MMDetection's browse_dataset.py")
     original.add_argument("--not-show", action="store_true", help="no effect: no window is opened")
     original.add_argument("--show-interval", type=float, metavar="S", help="no effect: page with the arrow keys")
+    original.add_argument("--skip-type", nargs="+", metavar="STEP", help="no effect: no step of the pipeline is run")
     original.add_argument(
         "--cfg-options",
         nargs="+",
