@@ -34,6 +34,7 @@ EXAMPLES = 6
 EXTREMES = 12
 PANEL_PX = 480
 _STEPS = 20
+_RIGHT, _ERROR, _MIXED = "0,158,84", "222,32,48", "125,130,138"
 _NAME_LENGTH = 22
 
 
@@ -317,7 +318,8 @@ def _matrix(report: DetectionReport, names: list[str], chosen: list[int]) -> dic
                 {
                     "count": int(counts[at, to]),
                     "share": float(shares[at, to]),
-                    "right": at == to,
+                    # Among the classes that are merged, right and wrong cannot be told apart.
+                    "colour": _ERROR if at != to else _RIGHT if row is not None else _MIXED,
                     "link": _cell_anchor(row, column) if linked else None,
                 }
             )
