@@ -265,11 +265,10 @@ def run_check(args: argparse.Namespace) -> int:
 
     from dettools.datasets.coco import read_coco
     from dettools.datasets.metric_traps import find_traps
-    from dettools.predictions import load_predictions
     from dettools.reports.dataset_conversion import print_traps
 
     dataset = read_coco(args.annotations, images=args.images)
-    check = find_traps(dataset, args.predictions and (lambda truth: load_predictions(args.predictions, truth)))
+    check = find_traps(dataset, args.predictions)
     for note in (*dataset.notes, *check.notes):
         print(f"note: {note}", file=sys.stderr)
     print_traps(check, Console(stderr=args.json))

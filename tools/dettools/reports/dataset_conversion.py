@@ -4,9 +4,11 @@ from collections.abc import Mapping
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from dettools.datasets.conversion import Conversion
 from dettools.datasets.conversion_rules import REASONS, Rules
+from dettools.datasets.metric_traps import TRAPS, TrapCheck
 
 
 def print_conversion(conversion: Conversion, rules: Rules, console: Console) -> None:
@@ -36,3 +38,24 @@ def _print_counts(title: str, counts: Mapping[str, int], console: Console) -> No
     for name, count in sorted(counts.items()):
         table.add_row(name, f"{count:,}")
     console.print(table)
+
+
+def print_traps(check: TrapCheck, console: Console) -> None:
+    """Print the traps with what each costs in points of AP."""
+    if not check.traps:
+        console.print(f"no metric trap found; looked for {', '.join(TRAPS)}", highlight=False)
+    else:
+        table = Table("trap", "in")
+        table.add_column("entries", justify="right")
+        if check.ap is not None:
+            table.add_column("costs, AP points", justify="right")
+        table.add_column("what it is, and an example")
+        for one in check.traps:
+            cost = [] if one.cost is None else [f"{100 * one.cost:.2f}"]
+            about = f"{TRAPS[one.kind]}\n{one.examples[0]}" if one.examples else TRAPS[one.kind]
+            table.add_row(one.kind, one.where, f"{one.count:,}", *cost, Text(about))
+        console.print(table)
+    if check.ap is not None and check.ap_undone is not None:
+        console.print(
+            f"AP as the files are {check.ap:.3f}, with every trap undone {check.ap_undone:.3f}", highlight=False
+        )
