@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 from dettools.cli import main
-from dettools.datasets import download, download_archive, download_file, download_table
+from dettools.datasets import download, download_file, download_table
 from dettools.datasets.download_archive import check_whole, unpack
 from dettools.datasets.download_file import Patience, Wanted, fetch
 from dettools.datasets.download_table import DATA_SETS, DataSet, DownloadError, Part
@@ -213,6 +213,7 @@ BAD = {
     "cut.zip": zip_of({"a": DATA})[:-30],
     "cut.tar": tar_of({"a": DATA})[:200_000],
     "cut.tar.gz": tar_of({"a": DATA}, "w:gz")[:200_000],
+    "header.tar.gz": tar_of({"a": bytes(2 << 20)}, "w:gz", kind=tarfile.XHDTYPE),
     "no.tar": b"not a tar" * 100,
 }
 
@@ -451,5 +452,23 @@ def test_the_list(capsys):
     assert "expected one of coco2017" in capsys.readouterr().err
 
 
-def test_the_bound_of_an_archive_is_what_is_documented():
-    assert download_archive._MOST_GROWTH == 100
+def test_an_archive_is_unpacked_once(server, small, tmp_path, capsys):
+    assert call(tmp_path, "--unzip") == 0
+    capsys.readouterr()
+    (tmp_path / "val" / "1.jpg").write_bytes(b"mine")
+    assert call(tmp_path, "--unzip") == 0
+    found = outcomes(capsys)["val.zip"]
+    assert (found["state"], found["unpacked"]) == ("there", 0)
+    assert "unpacked before" in found["notes"][0]
+    assert (tmp_path / "val" / "1.jpg").read_bytes() == b"mine"
+    (tmp_path / "val" / "1.jpg").unlink()
+    (tmp_path / "val").rmdir()
+    assert call(tmp_path, "--unzip") == 0
+    assert outcomes(capsys)["val.zip"]["unpacked"] == 1
+
+
+def test_a_server_that_cannot_be_reached(tmp_path, capsys, monkeypatch):
+    parts = tuple(Part(f"p{number}", ("http://127.0.0.1:9/x.json",), f"{number}.json") for number in range(3))
+    monkeypatch.setitem(download_table.DATA_SETS, "small", DataSet("small", "Small", parts))
+    assert call(tmp_path, "--retries", "0") == 1
+    assert capsys.readouterr().err.count("the server cannot be reached") == 3

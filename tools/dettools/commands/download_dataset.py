@@ -98,8 +98,8 @@ def _told(outcomes: list[Outcome]) -> int:
         print(f"detserve download-dataset: {one.path}: {one.error}", file=sys.stderr)
     if failed:
         print(
-            f"detserve download-dataset: {len(failed)} of {len(outcomes)} files failed. What has come is kept: the "
-            "same command goes on with it.",
+            f"detserve download-dataset: {len(failed)} of {len(outcomes)} files failed. The same command goes on where "
+            "this one ended.",
             file=sys.stderr,
         )
     return 1 if failed else 0

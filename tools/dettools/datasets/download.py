@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import quote
 
@@ -125,18 +125,21 @@ def plan_download(
         DownloadError: there is no such part, or ``downloads.json`` is damaged.
     """
     records = _Records(folder)
-    files = tuple(
-        _planned(part, folder, mirrors, records.of(part.path), ask=ask, timeout_s=options.patience.timeout_s)
-        for part in data_set.chosen(list(parts))
-    )
+    silent: set[str] = set()
+    with ThreadPoolExecutor(max_workers=max(1, options.threads)) as pool:
+        files = tuple(
+            pool.map(
+                lambda part: _planned(part, folder, mirrors, records.of(part.path), options, silent if ask else None),
+                data_set.chosen(list(parts)),
+            )
+        )
     downloads = sum(one.to_come for one in files)
     archives = [one.size or 0 for one in files if one.part.is_archive and one.state != "unpacked"]
     kept = downloads
     if options.unzip and options.delete:
         # Archives go one after the other; as many as there are threads lie beside what they unpack to.
-        there = sum(one.size or 0 for one in files if one.state == "there")
-        others = downloads - sum(one.to_come for one in files if one.part.is_archive)
-        kept = max(0, others + sum(sorted(archives, reverse=True)[: options.threads]) - there)
+        ours = sorted((one.to_come for one in files if one.part.is_archive), reverse=True)
+        kept = downloads - sum(ours[options.threads :])
     needed = kept + (sum(archives) if options.unzip else 0)
     return Plan(folder, files, needed, _free(folder))
 
@@ -169,17 +172,26 @@ def run_download(plan: Plan, options: Options, progress: Progress, stop: threadi
             return [future.result() for future in futures]
         except BaseException:
             stop.set()
+            pool.shutdown(cancel_futures=True)
             raise
 
 
 def _planned(
-    part: Part, folder: Path, mirrors: Sequence[str], record: dict[str, Any], *, ask: bool, timeout_s: float
+    part: Part,
+    folder: Path,
+    mirrors: Sequence[str],
+    record: dict[str, Any],
+    options: Options,
+    silent: set[str] | None,
 ) -> Planned:
+    """Look at one file; ``silent`` are the servers that did not answer, None asks none."""
     path = folder / part.path
     urls = (*(f"{mirror.rstrip('/')}/{quote(part.path)}" for mirror in mirrors), *part.urls)
     if not path.exists() and record.get("deleted") and _still_there(folder, record):
         return Planned(part, path, urls, part.size or record.get("size"), "unpacked", 0)
-    size = part.size or (stated_size(urls, timeout_s) if ask else None)
+    size = part.size
+    if size is None and silent is not None:
+        size = stated_size(urls, options.patience.timeout_s, silent)
     begun = path.with_name(f"{path.name}.part")
     if path.is_file():
         have = path.stat().st_size
@@ -189,7 +201,8 @@ def _planned(
 
 
 def _still_there(folder: Path, record: dict[str, Any]) -> bool:
-    return all((folder / name).exists() for name in record.get("holds", ["?"]))
+    holds = record.get("holds") or []
+    return bool(holds) and all((folder / name).exists() for name in holds)
 
 
 def _bring(
@@ -208,28 +221,34 @@ def _bring(
             notes, outcome = (f"what was there was not used: {outcome.error}",), None
         if outcome is None:
             outcome = _fetched(planned, record, options, progress, stop, notes)
-        record = {"url": outcome.url, "size": outcome.size, "sha256": outcome.sha256, "proof": outcome.proof}
+        record = {
+            "url": outcome.url,
+            "size": outcome.size,
+            "sha256": outcome.sha256,
+            "proof": outcome.proof,
+            "holds": record.get("holds", []) if outcome.state == "there" else [],
+        }
         records.put(part.path, record)
         if not (options.unzip and part.is_archive):
             return outcome
+        if outcome.state == "there" and _still_there(records.folder, record):
+            return _with_note(outcome, "unpacked before: what came out of it is still there")
         progress(f"unpacking {path.name}", 0, 0)
-        target = records.folder / part.unpack_to
-        before = _top(target)
-        count = unpack(path, target)
+        brought = unpack(path, records.folder / part.unpack_to)
+        holds = [str(PurePosixPath(part.unpack_to, name)) for name in brought.top]
+        # The archive may go, or be kept: what it brought is found again without it.
+        records.put(part.path, {**record, "holds": holds, "deleted": options.delete})
         if options.delete:
-            # What it brought, to find it again without the archive.
-            holds = sorted(str((target / name).relative_to(records.folder)) for name in _top(target) - before)
-            records.put(part.path, {**record, "deleted": True, "holds": holds or [part.unpack_to]})
             path.unlink()
-        return replace(outcome, unpacked=count)
+        return replace(outcome, unpacked=brought.files)
     except DownloadError as error:
         return Outcome(part.name, part.path, "failed", error=str(error))
     except OSError as error:
         return Outcome(part.name, part.path, "failed", error=f"{path}: {error.strerror or error}.")
 
 
-def _top(folder: Path) -> set[str]:
-    return {one.name for one in folder.iterdir()} if folder.is_dir() else set()
+def _with_note(outcome: Outcome, note: str) -> Outcome:
+    return replace(outcome, notes=(*outcome.notes, note))
 
 
 def _there(planned: Planned, record: dict[str, Any]) -> Outcome:

@@ -11,8 +11,9 @@ import tarfile
 import zipfile
 import zlib
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import Literal
+from typing import Literal, Self
 
 from dettools.datasets.download_table import DownloadError
 
@@ -21,7 +22,29 @@ _CHUNK = 1 << 20
 _MOST_GROWTH = 100
 _FREE_GROWTH = 64 << 20
 _MOST_MEMBERS = 5_000_000
+_LARGEST_HEADER = 1 << 20
 _DAMAGE = (zipfile.BadZipFile, tarfile.TarError, EOFError, zlib.error, NotImplementedError, RuntimeError, ValueError)
+
+
+@dataclass(frozen=True)
+class Unpacked:
+    """What an archive brought: how many files, and the names of what lies at its top."""
+
+    files: int
+    top: tuple[str, ...]
+
+
+class _BoundedHeader(tarfile.TarInfo):
+    """A header whose long names and attributes, which tarfile reads at once, are not as long as memory."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
+        """Refuse one that is too long."""
+        found = super().frombuf(buf, encoding, errors)
+        special = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
+        if found.type in special and found.size > _LARGEST_HEADER:
+            raise DownloadError(f"a header of the tar has {found.size} bytes. Do not trust it.")
+        return found
 
 
 def check_whole(path: Path) -> bool:
@@ -43,7 +66,7 @@ def check_whole(path: Path) -> bool:
             if bad is not None:
                 raise DownloadError(f"{name}: its member {bad} is damaged.")
         else:
-            with tarfile.open(path, _tar_mode(path)) as tar:
+            with tarfile.open(path, _tar_mode(path), tarinfo=_BoundedHeader) as tar:
                 total = 0
                 for member in tar:
                     total += member.size
@@ -54,11 +77,8 @@ def check_whole(path: Path) -> bool:
     return True
 
 
-def unpack(path: Path, target: Path) -> int:
+def unpack(path: Path, target: Path) -> Unpacked:
     """Unpack an archive into a folder; all of it, or nothing.
-
-    Returns:
-        How many files were unpacked.
 
     Raises:
         DownloadError: a member is not allowed, it is damaged, or too large.
@@ -115,7 +135,7 @@ def _unpack_zip(path: Path, staging: Path) -> None:
 
 def _unpack_tar(path: Path, staging: Path) -> None:
     total = count = 0
-    with tarfile.open(path, _tar_mode(path)) as tar:
+    with tarfile.open(path, _tar_mode(path), tarinfo=_BoundedHeader) as tar:
         for member in tar:
             if not (member.isreg() or member.isdir()):
                 raise DownloadError(f"{path.name}: its member {member.name!r} is a link or a device. Do not trust it.")
@@ -174,9 +194,10 @@ def _require_end(tar: tarfile.TarFile, path: Path) -> None:
         pass
 
 
-def _move(staging: Path, target: Path) -> int:
+def _move(staging: Path, target: Path) -> Unpacked:
     """Move the files into the target, over older ones; a link that stands where a folder belongs is refused."""
     count = 0
+    top = tuple(sorted(one.name for one in staging.iterdir()))
     for source in sorted(staging.rglob("*")):
         place = target / source.relative_to(staging)
         if place.is_symlink():
@@ -186,4 +207,4 @@ def _move(staging: Path, target: Path) -> int:
         else:
             source.replace(place)
             count += 1
-    return count
+    return Unpacked(count, top)

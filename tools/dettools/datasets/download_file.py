@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
+from urllib.parse import urlsplit
 
 import requests
 import tenacity
@@ -119,14 +120,24 @@ def fetch(wanted: Wanted, patience: Patience, stop: threading.Event, progress: P
     raise DownloadError("; ".join(reasons))
 
 
-def stated_size(urls: tuple[str, ...], timeout_s: float) -> int | None:
-    """Ask the first server that answers for a file's size in bytes; None where none tells."""
+def stated_size(urls: tuple[str, ...], timeout_s: float, silent: set[str]) -> int | None:
+    """Ask the first server that answers for a file's size in bytes; None where none tells.
+
+    Args:
+        urls: of the file.
+        timeout_s: seconds without an answer.
+        silent: servers that did not answer, which are not asked again; grows.
+    """
     for url in urls:
+        host = urlsplit(url).netloc
+        if host in silent:
+            continue
         try:
             answer = requests.head(
                 url, allow_redirects=True, timeout=(_CONNECT_S, timeout_s), headers={"Accept-Encoding": "identity"}
             )
         except requests.RequestException:
+            silent.add(host)
             continue
         length = answer.headers.get("Content-Length", "")
         if answer.status_code == 200 and length.isdigit():
@@ -217,7 +228,9 @@ class _Download:
         try:
             return retrying(self._attempt)
         except _MayPassError as error:
-            raise DownloadError(f"{error} ({self._attempts} attempts; what has come is kept)") from error
+            kept = "; what has come is kept" if self._size() else ""
+            tried = f"{self._attempts} attempts" if self._attempts > 1 else "1 attempt"
+            raise DownloadError(f"{error} ({tried}{kept})") from error
 
     def _out_of_patience(self, _: tenacity.RetryCallState) -> bool:
         size = self._size()
@@ -255,15 +268,20 @@ class _Download:
             headers["Range"] = f"bytes={start}-"
             if validator:
                 headers["If-Range"] = validator
+        reached = False
         try:
             with requests.get(
                 self._url, headers=headers, stream=True, timeout=(_CONNECT_S, self._patience.timeout_s)
             ) as answer:
+                reached = True
                 return self._take(answer, start)
         except (requests.TooManyRedirects, requests.exceptions.InvalidSchema, requests.exceptions.InvalidURL) as error:
             raise DownloadError(f"the address leads nowhere ({error}).") from error
+        except requests.exceptions.SSLError as error:
+            raise DownloadError(f"its certificate is not valid ({error}).") from error
         except (requests.RequestException, HTTPError) as error:
-            raise _MayPassError(f"the connection was cut or stood still ({type(error).__name__})") from error
+            what = "the connection was cut or stood still" if reached else "the server cannot be reached"
+            raise _MayPassError(f"{what} ({_cause(error)})") from error
 
     def _take(self, answer: requests.Response, start: int) -> int | None:
         """Check the answer's head, append its body; return the size of the whole, where it is known."""
@@ -358,3 +376,10 @@ def _validator(answer: requests.Response) -> str:
     """Return what tells this file from its next version: a strong ETag, or its date."""
     tag = answer.headers.get("ETag", "")
     return tag if tag and not tag.startswith("W/") else answer.headers.get("Last-Modified", "")
+
+
+def _cause(error: Exception) -> str:
+    """Return the name of what went wrong first: requests wraps what urllib3 wraps."""
+    while isinstance(inner := getattr(error, "reason", None) or next(iter(error.args), None), Exception):
+        error = inner
+    return type(error).__name__

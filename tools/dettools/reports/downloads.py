@@ -1,5 +1,6 @@
 """Downloads as tables in the terminal: the data sets, what would be done, and what became of it."""
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from rich.table import Table
 from dettools.datasets.download import Outcome, Plan
 from dettools.datasets.download_table import DataSet, Part
 
-_MOST_ROWS = 30
+_MOST_OF_A_PART = 5
 
 
 def print_data_sets(data_sets: Sequence[DataSet], *, json_follows: bool) -> None:
@@ -30,19 +31,23 @@ def print_data_sets(data_sets: Sequence[DataSet], *, json_follows: bool) -> None
 def print_plan(data_set: DataSet, plan: Plan, *, json_follows: bool) -> None:
     """Print each file, whether it is there, and what the disk needs."""
     console = Console(stderr=json_follows)
-    table = _table("part", "file", "size", "is", "proof")
-    for one in plan.files[:_MOST_ROWS]:
-        proof = one.part.digest.partition(":")[0] or "recorded at the first download"
-        table.add_row(one.part.name, escape(one.part.path), _size(one.size), one.state, proof)
-    if (more := len(plan.files) - _MOST_ROWS) > 0:
-        table.caption = f"and {more} more files"
+    table = _table("part", "file", "size", "is", "public digest")
+    for name in dict.fromkeys(one.part.name for one in plan.files):
+        files = [one for one in plan.files if one.part.name == name]
+        for one in files if len(files) <= _MOST_OF_A_PART else []:
+            proof = one.part.digest.partition(":")[0] or "none"
+            table.add_row(name, escape(one.part.path), _size(one.size), one.state, proof)
+        if len(files) > _MOST_OF_A_PART:
+            states = Counter(one.state for one in files)
+            shown = f"{files[0].part.path} … {files[-1].part.path} ({len(files)} files)"
+            size = None if any(one.size is None for one in files) else sum(one.size or 0 for one in files)
+            table.add_row(name, escape(shown), _size(size), ", ".join(f"{n} {s}" for s, n in states.items()), "none")
     console.print(f"{escape(data_set.title)} → {escape(str(plan.folder))}", highlight=False)
     console.print(table)
     unknown = sum(one.size is None for one in plan.files)
-    besides = f", besides {unknown} files of unknown size" if unknown else ""
-    console.print(
-        f"needs {_size(plan.needed)}{besides}; the disk has {_size(plan.free)} left", highlight=False, soft_wrap=True
-    )
+    needs = [_size(plan.needed)] if plan.needed or not unknown else []
+    needs += [f"{unknown} files of unknown size"] if unknown else []
+    console.print(f"needs {' and '.join(needs)}; the disk has {_size(plan.free)} left", highlight=False, soft_wrap=True)
 
 
 def print_outcomes(folder: Path, outcomes: Sequence[Outcome], *, json_follows: bool) -> None:
