@@ -460,6 +460,8 @@ def test_an_archive_is_unpacked_once(server, small, tmp_path, capsys):
     found = outcomes(capsys)["val.zip"]
     assert (found["state"], found["unpacked"]) == ("there", 0)
     assert "unpacked before" in found["notes"][0]
+    assert call(tmp_path, "--unzip", "--dry-run") == 0
+    assert json.loads(capsys.readouterr().out)["needed_bytes"] == 0
     assert (tmp_path / "val" / "1.jpg").read_bytes() == b"mine"
     (tmp_path / "val" / "1.jpg").unlink()
     (tmp_path / "val").rmdir()

@@ -50,7 +50,8 @@ class Planned:
         urls: mirrors first.
         size: bytes; None where nobody says.
         state: ``missing``, ``begun``, ``there`` (not proven yet), or ``unpacked`` (its archive was deleted).
-        to_come: bytes.
+        to_come: bytes that are to be downloaded.
+        to_unpack: bytes of an archive whose members are not there yet.
     """
 
     part: Part
@@ -59,6 +60,7 @@ class Planned:
     size: int | None
     state: str
     to_come: int
+    to_unpack: int
 
 
 @dataclass(frozen=True)
@@ -134,13 +136,12 @@ def plan_download(
             )
         )
     downloads = sum(one.to_come for one in files)
-    archives = [one.size or 0 for one in files if one.part.is_archive and one.state != "unpacked"]
     kept = downloads
     if options.unzip and options.delete:
         # Archives go one after the other; as many as there are threads lie beside what they unpack to.
         ours = sorted((one.to_come for one in files if one.part.is_archive), reverse=True)
         kept = downloads - sum(ours[options.threads :])
-    needed = kept + (sum(archives) if options.unzip else 0)
+    needed = kept + (sum(one.to_unpack for one in files) if options.unzip else 0)
     return Plan(folder, files, needed, _free(folder))
 
 
@@ -188,16 +189,19 @@ def _planned(
     path = folder / part.path
     urls = (*(f"{mirror.rstrip('/')}/{quote(part.path)}" for mirror in mirrors), *part.urls)
     if not path.exists() and record.get("deleted") and _still_there(folder, record):
-        return Planned(part, path, urls, part.size or record.get("size"), "unpacked", 0)
+        return Planned(part, path, urls, part.size or record.get("size"), "unpacked", 0, 0)
     size = part.size
     if size is None and silent is not None:
         size = stated_size(urls, options.patience.timeout_s, silent)
-    begun = path.with_name(f"{path.name}.part")
+    packed = size or 0 if part.is_archive else 0
     if path.is_file():
         have = path.stat().st_size
-        return Planned(part, path, urls, size, "there", 0 if size in (None, have) else size or 0)
+        to_come = 0 if size in (None, have) else size or 0
+        unpacked = not to_come and _still_there(folder, record)
+        return Planned(part, path, urls, size, "there", to_come, 0 if unpacked else packed)
+    begun = path.with_name(f"{path.name}.part")
     have = begun.stat().st_size if begun.is_file() else 0
-    return Planned(part, path, urls, size, "begun" if have else "missing", max(0, (size or 0) - have))
+    return Planned(part, path, urls, size, "begun" if have else "missing", max(0, (size or 0) - have), packed)
 
 
 def _still_there(folder: Path, record: dict[str, Any]) -> bool:
