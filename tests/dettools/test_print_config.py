@@ -103,6 +103,24 @@ def test_places_in_yaml_json_and_python(tmp_path, name, text):
     assert Path(found["model.backbone.type"]).name == "base.py:4"
 
 
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("c.py", "_base_ = 'base.py'\n\nback = {{_base_.model.backbone}}\nrate = dict(\n    lr={{_base_.lr}})\n"),
+        ("c.yaml", "_base_: base.py\n\nback: {{_base_.model.backbone}}\nrate:\n  lr: {{_base_.lr}}\n"),
+        ("c.json", '{"_base_": "base.py",\n\n"back": {{_base_.model.backbone}},\n"rate": {\n"lr": {{_base_.lr}}}}\n'),
+    ],
+)
+def test_a_value_of_the_base_keeps_its_place_and_its_key_has_its_own(tmp_path, name, text):
+    (tmp_path / "base.py").write_text(BASE)
+    (tmp_path / name).write_text(text)
+    found = load_located(tmp_path / name)
+    assert found.values["back"]["depth"] == 50
+    assert Path(str(found.origins.of(("back",)).place)).name == f"{name}:3"
+    assert Path(str(found.origins.of(("back", "depth")).place)).name == "base.py:4"
+    assert Path(str(found.origins.of(("rate", "lr")).place)).name == f"{name}:5"
+
+
 def packaged(count: int) -> list[Path]:
     mmdet = pytest.importorskip("mmdet")
     folder = Path(mmdet.__file__).parent / ".mim" / "configs"

@@ -10,6 +10,7 @@ list that is computed) has the place of the value that it lies in.
 
 import ast
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -21,6 +22,7 @@ from detserve.mmdet_config import ConfigError
 
 Key = str | int
 _DELETE = "_delete_"
+_VARIABLE = re.compile(r"\{\{\s*([\w.]+)\s*\}\}")
 
 
 @dataclass(frozen=True)
@@ -128,13 +130,13 @@ class _PythonFile:
     def __init__(self, path: Path, label: Callable[[Path], str]) -> None:
         self._path = path
         self._label = label
-        self._names: dict[str, Origins] = {}
+        self._names: dict[str, Origins] = {BASE: Origins(Place(label(path), 1), {}, "dict")}
 
     def read(self, tree: ast.Module) -> Origins:
         """Return the places of what the file and its bases set."""
         if len(tree.body) == 1 and isinstance(tree.body[0], ast.Expr) and isinstance(tree.body[0].value, ast.Dict):
             return self._origins(tree.body[0].value)
-        bases = Origins(Place(self._label(self._path), 1), {}, "dict")
+        bases = self._names[BASE]
         for statement in tree.body:
             if isinstance(statement, ast.Assign) and ast.unparse(statement.targets[0]) == BASE:
                 bases = _bases(Evaluation(self._path, {}).value(statement.value), self._path, self._label)
@@ -219,13 +221,8 @@ class _PythonFile:
             case ast.Set(elts=[ast.Set(elts=[inner])]):  # {{_base_.x}}
                 return self._origins(inner)
             case ast.Constant(value=str() as text) if text.startswith("{{") and BASE in text:
-                return self._base_value(text, place)
+                return _base_value(text, self._names[BASE], place)
         return Origins(place)
-
-    def _base_value(self, text: str, place: Place) -> Origins:
-        path = text.strip("{} ").split(".")[1:]
-        found = self._names[BASE].of(tuple(path))
-        return replace(found, place=place, replaced=()) if self._names[BASE].knows(tuple(path)) else Origins(place)
 
     def _dict(self, place: Place, pairs: Sequence[tuple[ast.expr | None, ast.expr]]) -> Origins:
         children: dict[Any, Origins] = {}
@@ -251,12 +248,12 @@ def _marked(path: Path, text: str, label: Callable[[Path], str]) -> Origins:
     """YAML and JSON, by the marks of the YAML parser; a JSON file that is no YAML has its file as the only place."""
     file = label(path)
     try:
-        root = yaml.compose(text, yaml.SafeLoader)
+        # `{{_base_.x}}` stands there without quotes, which YAML takes for mappings.
+        root = yaml.compose(_VARIABLE.sub(r'"{{\1}}"', text), yaml.SafeLoader)
     except yaml.YAMLError:
         return Origins(Place(file, 1), {}, "dict")
-    own = _of_node(root, file)
-    named = [one.value for one in _scalars(root)]
-    return merged(own, _bases(named, path, label)) if named else own
+    bases = _bases([one.value for one in _scalars(root)], path, label)
+    return merged(_of_node(root, file, bases), bases)
 
 
 def _scalars(root: Any) -> Iterator[Any]:
@@ -266,17 +263,26 @@ def _scalars(root: Any) -> Iterator[Any]:
             yield from value.value if isinstance(value, yaml.SequenceNode) else [value]
 
 
-def _of_node(node: Any, file: str) -> Origins:
+def _of_node(node: Any, file: str, bases: Origins) -> Origins:
     place = Place(file, node.start_mark.line + 1)
     if isinstance(node, yaml.MappingNode):
         children: dict[Any, Origins] = {}
         deletes = False
         for key, value in node.value:
+            if not isinstance(key, yaml.ScalarNode) or key.value == BASE:
+                continue
             if key.value == _DELETE:
                 deletes = str(value.value).lower() == "true"
-            elif key.value != BASE:
-                children[key.value] = replace(_of_node(value, file), place=Place(file, key.start_mark.line + 1))
+            else:
+                set_at = Place(file, key.start_mark.line + 1)
+                children[key.value] = replace(_of_node(value, file, bases), place=set_at)
         return Origins(place, children, "dict", deletes)
     if isinstance(node, yaml.SequenceNode):
-        return Origins(place, {number: _of_node(one, file) for number, one in enumerate(node.value)}, "list")
-    return Origins(place)
+        return Origins(place, {number: _of_node(one, file, bases) for number, one in enumerate(node.value)}, "list")
+    return _base_value(node.value, bases, place) if node.value.startswith(f"{{{{{BASE}.") else Origins(place)
+
+
+def _base_value(text: str, bases: Origins, place: Place) -> Origins:
+    """Return the places of ``{{_base_.x.y}}``, set where it stands."""
+    path = tuple(text.strip("{} ").split(".")[1:])
+    return replace(bases.of(path), place=place, replaced=()) if bases.knows(path) else Origins(place)
