@@ -268,7 +268,8 @@ def _there(planned: Planned, record: dict[str, Any]) -> Outcome:
         proof = proof_of(path, planned.size, part.digest)
     except DownloadError as error:
         return Outcome(part.name, part.path, "failed", size, error=str(error))
-    return Outcome(part.name, part.path, "there", size, sha256_of(path), record.get("url", ""), proof)
+    sha256 = sha256_of(path, part.digest)
+    return Outcome(part.name, part.path, "there", size, sha256, record.get("url", ""), proof)
 
 
 def _fetched(
