@@ -47,8 +47,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "check",
         help="a COCO file: what falsifies its AP, and by how much",
         description="Look for what falsifies COCO metrics: id 0, category index instead of id, corners as width and "
-        "height, normalised boxes, sizes swapped by EXIF, duplicates, empty boxes. With --predictions, tell what each "
-        "costs: the AP as the file is, against the AP once this one mistake is undone. Exit code 1: there is one.",
+        "height, normalised boxes, sizes swapped by EXIF (needs the image files), duplicates, empty boxes; in COCO "
+        "results too. With --predictions, tell what each takes from AP in files that are sound but for it. Exit code "
+        "1: there is one.",
     )
     check.add_argument("annotations", type=Path, metavar="ANNOTATIONS", help="COCO annotation file")
     check.add_argument(

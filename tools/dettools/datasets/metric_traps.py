@@ -1,22 +1,22 @@
 """What falsifies the COCO metrics of an annotation file without any error message, and what each such trap costs.
 
-    annotations ─► find_traps ─► AP as the files are · AP with one trap undone · AP with all undone
+    annotations ─► find_traps ─► AP as the files are · AP with all traps undone but one · AP with all undone
 
-The cost of a trap is what AP gains when it alone is undone. AP as the files are is what pycocotools has: it leaves out
-what is of an unknown image or class, and counts the object with the id 0 as never found.
+The cost of a trap is what it takes from AP in files that are sound but for it. AP as the files are is what pycocotools
+has: it leaves out what is of an unknown image or class, and counts the object with the id 0 as never found.
 """
 
 import json
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 from dettools.coco_metrics import evaluate_coco
 from dettools.datasets.dataset import Box, Dataset, Problem, box_of, is_id, is_key, is_number, read_header, size_of
-from dettools.datasets.inspection import find_problems
+from dettools.datasets.inspection import Inspection, find_problems
 from dettools.ground_truth import GroundTruth, ground_truth_of
 from dettools.predictions import RESULTS_FILE, load_predictions
 
@@ -58,8 +58,8 @@ class Trap:
         where: in which file.
         count: how many entries fell into it.
         examples: some of them in words.
-        ap: AP over IoU .50:.95 once it alone is undone; None without predictions.
-        cost: that less the AP of the files as they are, 0 to 1; None without predictions.
+        ap: AP over IoU .50:.95 once all others are undone; None without predictions.
+        cost: the AP with all of them undone, less that; None without predictions.
     """
 
     kind: str
@@ -131,21 +131,20 @@ def find_traps(dataset: Dataset, predictions: Path | None = None) -> TrapCheck:
             detections = _checked(detections, against, predictions)
         return evaluate_coco(against, detections).ap
 
-    as_is = ap([])
+    sound = ap(found)
     traps = []
     for one in found:
-        undone = ap([one])
-        traps.append(Trap(one.kind, one.where, one.count, one.examples, undone, undone - as_is))
-    return TrapCheck(tuple(traps), as_is, ap(found), notes)
+        left = ap([other for other in found if other is not one])
+        traps.append(Trap(one.kind, one.where, one.count, one.examples, left, sound - left))
+    return TrapCheck(tuple(traps), ap([]), sound, notes)
 
 
 def _in_annotations(dataset: Dataset) -> list[_Found]:
     """Return the traps in the order in which they are undone together."""
     inspection = find_problems(dataset)
-    by_kind: dict[str, list[Problem]] = {}
-    for problem in inspection.problems:
-        by_kind.setdefault("zero_area" if problem.kind == "negative_size" else problem.kind, []).append(problem)
-    found = [*_wrong_boxes(dataset, dataset.annotations, "annotations", by_kind, inspection.notes)]
+    by_kind = _by_kind(inspection)
+    boxes = _wrong_boxes(dataset, dataset.annotations, "annotations", by_kind, inspection.notes)
+    found = [*boxes]
     if (index := _category_index(dataset, dataset.annotations, "annotations")) is not None:
         found.append(index)
     turned = {problem.image: problem for problem in by_kind.get("exif_swapped", [])}
@@ -159,8 +158,22 @@ def _in_annotations(dataset: Dataset) -> list[_Found]:
         found.append(_Found("exif_swapped", "annotations", len(there), examples[:_MOST_EXAMPLES], undo))
     if "id_zero" in by_kind:
         found.append(_of_problems("id_zero", by_kind, _renumber))
+    if boxes:
+        # Fractions all look alike, and corners have sizes of their own.
+        changed: Entries = [dict(one) for one in dataset.annotations]
+        for one in boxes:
+            changed = one.undo(changed)
+        sound = replace(dataset, document={**dataset.document, "annotations": changed}, problems=())
+        by_kind = _by_kind(find_problems(sound, open_files=False))
     dropped = [kind for kind in ("duplicate_box", "zero_area") if kind in by_kind]
     return [*found, *(_of_problems(kind, by_kind, partial(_drop, _places(by_kind[kind]))) for kind in dropped)]
+
+
+def _by_kind(inspection: Inspection) -> dict[str, list[Problem]]:
+    by_kind: dict[str, list[Problem]] = {}
+    for problem in inspection.problems:
+        by_kind.setdefault("zero_area" if problem.kind == "negative_size" else problem.kind, []).append(problem)
+    return by_kind
 
 
 def _in_results(dataset: Dataset, results: Sequence[dict[str, Any]]) -> list[_Found]:

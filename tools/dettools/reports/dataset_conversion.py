@@ -4,7 +4,6 @@ from collections.abc import Mapping
 
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
 from dettools.datasets.conversion import Conversion
 from dettools.datasets.conversion_rules import REASONS, Rules
@@ -49,12 +48,13 @@ def print_traps(check: TrapCheck, console: Console) -> None:
         table.add_column("entries", justify="right")
         if check.ap is not None:
             table.add_column("costs, AP points", justify="right")
-        table.add_column("what it is, and an example")
         for one in check.traps:
             cost = [] if one.cost is None else [f"{100 * one.cost:.2f}"]
-            about = f"{TRAPS[one.kind]}\n{one.examples[0]}" if one.examples else TRAPS[one.kind]
-            table.add_row(one.kind, one.where, f"{one.count:,}", *cost, Text(about))
+            table.add_row(one.kind, one.where, f"{one.count:,}", *cost)
         console.print(table)
+        for one in check.traps:
+            example = f" ({one.examples[0]})" if one.examples else ""
+            console.print(f"{one.kind}: {TRAPS[one.kind]}{example}", markup=False, highlight=False, soft_wrap=True)
     if check.ap is not None and check.ap_undone is not None:
         console.print(
             f"AP as the files are {check.ap:.3f}, with every trap undone {check.ap_undone:.3f}", highlight=False

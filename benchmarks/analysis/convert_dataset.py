@@ -1,0 +1,166 @@
+"""convert-dataset by one and by two processes, on 200,000 Cityscapes-like instances and 100,000 VOC files.
+
+    .venv/bin/python benchmarks/analysis/convert_dataset.py            about 10 minutes; benchmarks/ANALYSIS.md
+    .venv/bin/python benchmarks/analysis/convert_dataset.py --quick    small, writes nothing: only to see that it runs
+
+Each run is a process of its own, as a user starts it; its memory is that of the largest of its processes. A tenth of
+the data is converted too: memory that is bounded does not grow with it.
+"""
+
+import argparse
+import hashlib
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from section import machine, write_section
+
+PICTURES, INSTANCES, FILES = 4_000, 50, 100_000
+# Different pictures; the others are links to them.
+DRAWN, SIZE = 50, (1024, 2048)
+
+HEADER = (
+    "| data | 1 process | 2 processes | speed-up | processor time, 1 and 2 | largest process, 1 and 2 | of a tenth, 2 |"
+)
+
+
+@dataclass(frozen=True)
+class Run:
+    """Seconds of wall clock and of processors, largest process in MiB, and the digest of what was written."""
+
+    wall_s: float
+    cpu_s: float
+    memory_mib: float
+    sha256: str
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true")
+    args = parser.parse_args()
+    pictures, files = (80, 2_000) if args.quick else (PICTURES, FILES)
+    rows = []
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for kind, what, build, count in (
+            ("cityscapes", "{:,} pictures of 2048 × 1024 with {:,} instances", cityscapes, pictures),
+            ("voc", "{:,} XML files with {:,} objects", voc, files),
+        ):
+            objects = INSTANCES if kind == "cityscapes" else 2
+            small = build(folder / f"{kind}-small", count // 10)
+            whole = build(folder / kind, count)
+            tenth = converted(kind, small, folder, 2)
+            one, two = converted(kind, whole, folder, 1), converted(kind, whole, folder, 2)
+            if one.sha256 != two.sha256:
+                raise SystemExit(f"{kind}: one process and two wrote different files")
+            rows.append(
+                f"| {what.format(count, count * objects)} | {one.wall_s:.1f} s | {two.wall_s:.1f} s "
+                f"| {one.wall_s / two.wall_s:.2f} | {one.cpu_s:.1f} s, {two.cpu_s:.1f} s "
+                f"| {one.memory_mib:.0f}, {two.memory_mib:.0f} MiB | {tenth.memory_mib:.0f} MiB |"
+            )
+    load = os.getloadavg()[1]
+    goal = (
+        f"Goal: a speed-up of 1.6. {os.cpu_count()} cores, load average of the last five minutes {load:.1f}: beyond the "
+        "number of cores, others took part of it."
+    )
+    text = [
+        "To COCO, one run each; both write the same bytes. Starting Python and its processes is part of the time.",
+        "",
+        HEADER,
+        "|---|---|---|---|---|---|---|",
+        *rows,
+        "",
+        goal,
+        "",
+        machine().replace("one thread of ours at a time", "one thread a process"),
+    ]
+    if args.quick:
+        print("\n".join(text))
+    else:
+        write_section("convert-dataset", text)
+    return 0
+
+
+def converted(kind: str, source: Path, folder: Path, processes: int) -> Run:
+    out = folder / "out.json"
+    command = ["convert-dataset", kind, source, "-o", out, "--split", "train", "--nproc", processes]
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    start = time.perf_counter()
+    child = subprocess.Popen(
+        [sys.executable, "-m", "dettools.cli", *map(str, command)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
+    )
+    # Its own figures and those of the processes that it waited for.
+    _, status, usage = os.wait4(child.pid, 0)
+    child.returncode = os.waitstatus_to_exitcode(status)
+    wall = time.perf_counter() - start
+    if child.returncode:
+        raise SystemExit(f"{kind}: exit code {child.returncode}")
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return Run(wall, cpu, usage.ru_maxrss / 1024, hashlib.sha256(out.read_bytes()).hexdigest())
+
+
+def cityscapes(root: Path, count: int) -> Path:
+    """Streets with ellipses for objects, by their numbers."""
+    photographs, truth = root / "leftImg8bit/train/x", root / "gtFine/train/x"
+    photographs.mkdir(parents=True)
+    truth.mkdir(parents=True)
+    random = np.random.default_rng(0)
+    rows, columns = np.ogrid[: SIZE[0], : SIZE[1]]
+    for number in range(count):
+        picture = truth / f"{number:06}_gtFine_instanceIds.png"
+        photograph = photographs / f"{number:06}_leftImg8bit.png"
+        if number >= DRAWN:
+            picture.hardlink_to(truth / f"{number % DRAWN:06}_gtFine_instanceIds.png")
+            photograph.hardlink_to(photographs / "000000_leftImg8bit.png")
+            continue
+        numbers = np.full(SIZE, 7, np.uint16)
+        for place in range(INSTANCES):
+            # A grid keeps them apart, so that none is hidden.
+            y, x = 60 + place // 10 * 200 + random.integers(0, 60), 100 + place % 10 * 200
+            height, width = random.integers(8, 60), random.integers(8, 80)
+            label = (24, 25, 26, 27, 28, 31, 32, 33)[random.integers(8)]
+            numbers[((rows - y) / height) ** 2 + ((columns - x) / width) ** 2 < 1] = label * 1000 + place
+        Image.fromarray(numbers).save(picture)
+        if number:
+            photograph.hardlink_to(photographs / "000000_leftImg8bit.png")
+        else:
+            Image.new("RGB", SIZE[::-1]).save(photograph)
+    return root
+
+
+def voc(root: Path, count: int) -> Path:
+    """XML files as VOC's own are, without photographs."""
+    (root / "Annotations").mkdir(parents=True)
+    (root / "ImageSets/Main").mkdir(parents=True)
+    entry = (
+        "<object><name>{}</name><pose>Left</pose><truncated>0</truncated><difficult>0</difficult><bndbox><xmin>{}</xmin>"
+        "<ymin>{}</ymin><xmax>{}</xmax><ymax>{}</ymax></bndbox></object>"
+    )
+    random = np.random.default_rng(0)
+    corners = random.integers(1, 250, (count, 2, 4))
+    for number in range(count):
+        objects = "".join(
+            entry.format(f"class{x % 20}", x, y, x + width, y + height)
+            for x, y, width, height in corners[number].tolist()
+        )
+        (root / "Annotations" / f"{number:06}.xml").write_text(
+            f"<annotation><folder>VOC</folder><filename>{number:06}.jpg</filename><source><database>VOC</database></source>"
+            f"<size><width>500</width><height>500</height><depth>3</depth></size><segmented>0</segmented>{objects}</annotation>"
+        )
+    (root / "ImageSets/Main/train.txt").write_text("".join(f"{number:06}\n" for number in range(count)))
+    return root
+
+
+if __name__ == "__main__":
+    sys.exit(main())
