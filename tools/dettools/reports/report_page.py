@@ -313,14 +313,16 @@ def _matrix(report: DetectionReport, names: list[str], chosen: list[int]) -> dic
     for at, row in enumerate(places):
         cells = []
         for to, column in enumerate(places):
-            linked = row is not None and column is not None and row != column and counts[at, to]
+            link = None
+            if row is not None and column is not None and row != column and counts[at, to]:
+                link = _cell_anchor(row, column)
             cells.append(
                 {
                     "count": int(counts[at, to]),
                     "share": float(shares[at, to]),
                     # Among the classes that are merged, right and wrong cannot be told apart.
                     "colour": _ERROR if at != to else _RIGHT if row is not None else _MIXED,
-                    "link": _cell_anchor(row, column) if linked else None,
+                    "link": link,
                 }
             )
         rows.append((([*names, BACKGROUND][row] if row is not None else OTHERS), cells))
