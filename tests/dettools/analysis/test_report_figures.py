@@ -77,8 +77,8 @@ def test_the_figures_are_those_of_the_other_commands(tmp_path, capsys, iou_type)
     assert {name: errors[name] for name in ours["errors"]} == ours["errors"]
 
 
-def test_the_counts_add_up(tmp_path, capsys):
-    document = answer(capsys, "report", *write(tmp_path, seed=3), "--out", tmp_path / "page.html", "--score-thr", 0.5)
+def test_the_counts_add_up():
+    document = report_of(*scenes(3, images=40), score_threshold=0.5).to_json()
     counts, errors = document["counts"], document["errors"]
     assert counts["tp"] + counts["fn"] == counts["objects"] == errors["found"] + errors["missed"]
     assert counts["confused"] + counts["missed"] == counts["fn"]
