@@ -67,8 +67,8 @@ def main() -> int:
             )
     load = os.getloadavg()[1]
     goal = (
-        f"Goal: a speed-up of 1.6. {os.cpu_count()} cores, load average of the last five minutes {load:.1f}: beyond the "
-        "number of cores, others took part of it."
+        f"Goal: a speed-up of 1.6. {os.cpu_count()} cores, load average of the last five minutes {load:.1f}: beyond "
+        "the number of cores, others took part of it."
     )
     text = [
         "To COCO, one run each; both write the same bytes. Starting Python and its processes is part of the time.",

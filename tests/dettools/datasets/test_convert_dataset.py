@@ -231,6 +231,49 @@ def test_a_devkit_has_a_file_for_each_split_year_and_both_years(tmp_path, conver
     assert len(list((tmp_path / "yolo/labels/train").iterdir())) == 2
 
 
+def test_classes_and_first_pixel_are_those_of_all_splits(tmp_path, convert):
+    source = voc_tree(
+        tmp_path / "voc",
+        a=voc_xml(voc_object("ant", 0, 4, 20, 20) + voc_object("bee", 4, 4, 20, 20)),
+        b=voc_xml(voc_object("bee", 4, 4, 20, 20), name="b.jpg"),
+    )
+    (source / "ImageSets/Main").mkdir(parents=True)
+    for split, stem in (("train", "a"), ("val", "b")):
+        (source / f"ImageSets/Main/{split}.txt").write_text(stem)
+    convert("voc", source, "-o", tmp_path / "out")
+    train, val = (json.loads((tmp_path / f"out/{split}.json").read_text()) for split in ("train", "val"))
+    assert train["categories"] == val["categories"] == [{"id": 1, "name": "ant"}, {"id": 2, "name": "bee"}]
+    assert [one["category_id"] for one in val["annotations"]] == [2]
+    # The val list alone would look as if it counted from 1.
+    assert val["annotations"][0]["bbox"] == [4, 4, 16, 16]
+    report = convert("voc", source, "-o", tmp_path / "bees", "--classes", "cow", "bee")
+    assert report["skipped"]["unknown_category"]["count"] == 1
+    bees = json.loads((tmp_path / "bees/val.json").read_text())
+    assert bees["categories"] == [{"id": 1, "name": "cow"}, {"id": 2, "name": "bee"}]
+
+
+def test_what_coco_says_of_a_class_stays_in_coco(tmp_path, convert):
+    document = coco_document([annotation(1, 1, [1, 1, 5, 5])], licenses=[{"id": 3}])
+    document["categories"][0]["supercategory"] = "pet"
+    source = coco_tree(tmp_path / "coco", document)
+    convert("coco", source, "--to", "coco", "-o", tmp_path / "out.json")
+    written = json.loads((tmp_path / "out.json").read_text())
+    assert written == document
+    report = convert("coco", source, "--to", "voc", "-o", tmp_path / "voc")
+    assert report["not_held_by_target"] == {
+        "categories: supercategory": 1,
+        "classes without any object": 1,
+        "licenses": 1,
+    }
+
+
+def test_a_label_without_a_photograph_is_told(tmp_path, convert):
+    source = yolo_tree(tmp_path / "yolo", {"train/a": "1 0.5 0.5 0.25 0.25\n"})
+    (source / "labels/train/z.txt").write_text("0 0.5 0.5 0.25 0.25\n")
+    report = convert("yolo", source, "--to", "coco", "-o", tmp_path / "out.json")
+    assert report["skipped"]["missing_file"]["examples"] == ["train/z.txt has no photograph"]
+
+
 def test_yolo_to_voc_keeps_the_splits(tmp_path, convert):
     source = yolo_tree(tmp_path / "yolo", {"train/a": "1 0.5 0.5 0.25 0.25\n", "val/b": "nonsense\n"})
     report = convert("yolo", source, "--to", "voc", "-o", tmp_path / "voc", "--image-files", "copy")

@@ -95,6 +95,12 @@ def _add_voc(kinds: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
     parser.add_argument("source", type=Path, metavar="VOC", help="VOCdevkit, or a folder with XML files")
     _add_target(parser)
     parser.add_argument("--images", type=Path, metavar="DIR", help="folder of the image files (default: found)")
+    parser.add_argument(
+        "--classes",
+        nargs="+",
+        metavar="NAME",
+        help="these only, numbered in this order (default: those of the splits that are converted, by the alphabet)",
+    )
     original = parser.add_argument_group("options of MMDetection's pascal_voc.py")
     original.add_argument(
         "-o", "--out-dir", "--out", dest="out", type=Path, metavar="OUT", help=f"{_OUT} (default: VOC)"
@@ -212,7 +218,9 @@ def _source(args: argparse.Namespace, rules: Rules) -> tuple[Reader, list[Part]]
         masks = not rules.boxes_only and (rules.target == "coco" or rules.outlines)
         return cityscapes_parts(args.source, args.img_dir, args.gt_dir, split=args.split, masks=masks)
     if kind == "voc":
-        return voc_parts(args.source, args.images, split=args.split, overlapping=rules.target == "coco")
+        return voc_parts(
+            args.source, args.images, split=args.split, overlapping=rules.target == "coco", classes=args.classes or ()
+        )
     if kind == "yolo":
         return yolo_parts(args.source, args.images, split=args.split)
     return loaded_parts(load_dataset(Source(args.source, images=args.images, split=args.split), "coco"))

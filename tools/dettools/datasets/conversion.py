@@ -36,6 +36,8 @@ from dettools.datasets.dataset import DatasetFormatError, Progress, is_id
 from dettools.datasets.writing import CocoWriter, Files, FolderWriter, Written
 from dettools.ground_truth import base_name
 
+# Key of a class in the source to its id and name.
+Table = Mapping[Any, tuple[int, str]]
 _VOC_FOLDERS = ("JPEGImages", "Annotations", "ImageSets/Main")
 
 
@@ -108,6 +110,7 @@ class Converter:
         self._skipped, self._lost, self._unread = Tally(), Counter[str](), Counter[str]()
         self._notes: list[str] = []
         self._done = self._total = 0
+        self._from_one = True
 
     def to_coco(self, parts: Mapping[Path, Part], extra: Mapping[str, Any], *, keep_empty: bool) -> Conversion:
         """Write one COCO file a part; ``extra`` joins the document. A part without any object may be left out.
@@ -115,16 +118,24 @@ class Converter:
         Raises:
             DatasetFormatError: a file cannot be read or written.
         """
-        outputs = []
-        categories: dict[int, str] = {}
-        with pool(self._processes, self._reader_of_workers()) as mapped:
-            for path, part in parts.items():
-                path.parent.mkdir(parents=True, exist_ok=True)
-                with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
-                    output, table = self._to_coco(path, part, Path(folder), mapped, extra, keep_empty)
-                categories |= dict(table.values())
-                outputs += [output] if output else []
-        return self._conversion(outputs, categories)
+        outputs: list[Output] = []
+        for path in parts:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        with (
+            tempfile.TemporaryDirectory(dir=next(iter(parts)).parent, prefix=".spills.") as folder,
+            pool(self._processes, self._reader_of_workers()) as mapped,
+        ):
+            pieces = self._read([*parts.values()], Path(folder), mapped)
+            everything = list(itertools.chain(*pieces))
+            table = self._table(everything)
+            for (path, part), some in zip(parts.items(), pieces, strict=True):
+                if not keep_empty and not any(piece.annotations for piece in some):
+                    self._skipped.add("no_objects", f"{part.name}: {path.name} is not written")
+                    continue
+                work = Path(folder, f"output-{len(outputs)}")
+                written = self._write_document(path, some, table, work, extra, mapped)
+                outputs.append(Output(path, part.name, written.images, written.annotations))
+        return self._conversion(outputs, table)
 
     def to_folder(self, root: Path, parts: Sequence[Part]) -> Conversion:
         """Write a tree of VOC or YOLO files.
@@ -142,17 +153,16 @@ class Converter:
             pool(self._processes, self._reader_of_workers()) as mapped,
         ):
             spills, tree = Path(folder, "spills"), Path(folder, "tree")
-            pieces = {part.name: self._read(part, spills / str(at), mapped) for at, part in enumerate(parts)}
-            together = [piece for some in pieces.values() for piece in some]
+            pieces = self._read(parts, spills, mapped)
+            together = list(itertools.chain(*pieces))
             table, first = self._table(together), self._written_first(together)
             stems = _stems([name for piece in together for name in piece.names])
             outputs = []
-            for part in parts:
+            for part, some in zip(parts, pieces, strict=True):
                 split = part.name or ("train" if self._rules.target == "yolo" else "")
                 for inner in _VOC_FOLDERS if self._rules.target == "voc" else (f"images/{split}", f"labels/{split}"):
                     (tree / inner).mkdir(parents=True, exist_ok=True)
                 writer: CocoWriter | FolderWriter = FolderWriter(self._rules, tree, split, first, self._files)
-                some = pieces[part.name]
                 mine = stems[: sum(piece.images for piece in some)]
                 stems = stems[len(mine) :]
                 written = self._write(some, table, mine, [writer] * len(some), mapped)
@@ -162,61 +172,78 @@ class Converter:
             if self._rules.target == "yolo":
                 self._describe(tree, [one.name for one in outputs], table)
             tree.replace(root)
-        return self._conversion(outputs, dict(table.values()))
+        return self._conversion(outputs, table)
 
-    def _to_coco(
-        self, path: Path, part: Part, folder: Path, mapped: Map, extra: Mapping[str, Any], keep_empty: bool
-    ) -> tuple[Output | None, Mapping[Any, tuple[int, str]]]:
-        pieces = self._read(part, folder / "spills", mapped)
-        table = self._table(pieces)
-        if not keep_empty and not any(piece.annotations for piece in pieces):
-            self._skipped.add("no_objects", f"{part.name}: {path.name} is not written")
-            return None, {}
-        images, annotations = folder / "images", folder / "annotations"
-        images.mkdir()
+    def _write_document(
+        self,
+        path: Path,
+        pieces: Sequence[Piece],
+        table: Table,
+        work: Path,
+        extra: Mapping[str, Any],
+        mapped: Map,
+    ) -> Written:
+        images, annotations = work / "images", work / "annotations"
+        images.mkdir(parents=True)
         annotations.mkdir()
         writers: list[CocoWriter | FolderWriter] = [
             CocoWriter(images / f"{at:08}", annotations / f"{at:08}") for at in range(len(pieces))
         ]
         names = [name for piece in pieces for name in piece.names]
         written = self._write(pieces, table, names, writers, mapped)
-        whole = folder / path.name
+        whole = work / path.name
         with whole.open("wb") as stream:
             stream.write(json.dumps(dict(extra))[:-1].encode() + (b", " if extra else b""))
             for key, fragments in (("images", images), ("annotations", annotations)):
                 stream.write(f'"{key}": ['.encode())
                 _join(sorted(fragments.iterdir()), stream)
                 stream.write(b"],\n")
-            entries = [{"id": identifier, "name": name} for identifier, name in table.values()]
+            entries = [
+                {**self._entry(key), "id": identifier, "name": name} for key, (identifier, name) in table.items()
+            ]
             stream.write(b'"categories": ' + json.dumps(entries, ensure_ascii=False).encode() + b"}\n")
+        # Both are on one file system, so that this is one step.
         whole.replace(path)
-        return Output(path, part.name, written.images, written.annotations), table
+        return written
 
-    def _read(self, part: Part, folder: Path, mapped: Map) -> list[Piece]:
-        folder.mkdir(parents=True)
+    def _entry(self, key: Any) -> Mapping[str, Any]:
+        """Return what else a COCO file says of a class."""
+        if not isinstance(self._reader, LoadedReader):
+            return {}
+        return next(one for one in self._reader.dataset.document["categories"] if one.get("id") == key)
+
+    def _read(self, parts: Sequence[Part], folder: Path, mapped: Map) -> list[list[Piece]]:
+        """Read all parts before any is written: classes and the first pixel are of the whole data set."""
+        for reason, detail in self._reader.left_out(parts):
+            self._skipped.add(reason, detail)
         step = self._reader.at_once
-        starts = range(0, len(part.items), step)
-        self._total += 2 * len(part.items)
-        tasks = [(part.items[start : start + step], folder / f"{start:09}", self._rules) for start in starts]
-        reading = map(partial(read_piece, self._reader), tasks) if isinstance(self._reader, LoadedReader) else None
-        pieces = []
-        for piece in reading or mapped(read_by_worker, tasks):
-            self._skipped.merge(piece.skipped)
-            self._unread.update(piece.unread)
-            self._tell(piece.images)
-            pieces.append(piece)
+        self._total = 2 * sum(len(part.items) for part in parts)
+        pieces: list[list[Piece]] = []
+        for part in parts:
+            spills = folder / f"part-{len(pieces)}"
+            spills.mkdir(parents=True)
+            starts = range(0, len(part.items), step)
+            tasks = [(part.items[start : start + step], spills / f"{start:09}", self._rules) for start in starts]
+            own = map(partial(read_piece, self._reader), tasks) if isinstance(self._reader, LoadedReader) else None
+            pieces.append([])
+            for piece in own or mapped(read_by_worker, tasks):
+                self._skipped.merge(piece.skipped)
+                self._unread.update(piece.unread)
+                self._tell(piece.images)
+                pieces[-1].append(piece)
+        self._from_one = all(piece.from_one for some in pieces for piece in some)
         return pieces
 
     def _write(
         self,
         pieces: Sequence[Piece],
-        table: Mapping[Any, tuple[int, str]],
+        table: Table,
         stems: Sequence[str],
         writers: Sequence[CocoWriter | FolderWriter],
         mapped: Map,
     ) -> Written:
         keep = self._keeps_ids()
-        first = self._read_first(pieces)
+        first = self._read_first()
         image, annotation, tasks = 1, 1, []
         for piece, writer in zip(pieces, writers, strict=True):
             numbering = Numbering(image, annotation, keep, table, first)
@@ -261,12 +288,12 @@ class Converter:
                 self._lost["classes without any object"] += len(empty)
         return table
 
-    def _read_first(self, pieces: Sequence[Piece]) -> int:
+    def _read_first(self) -> int:
         if self._reader.kind != "voc":
             return 0
         if self._first_pixel is not None:
             return self._first_pixel
-        first = int(all(piece.from_one for piece in pieces))
+        first = int(self._from_one)
         if not first:
             self._note("coordinates count from 0 (one is below 1, or is no whole number); VOC's own count from 1")
         return first
@@ -274,7 +301,7 @@ class Converter:
     def _written_first(self, pieces: Sequence[Piece]) -> int:
         """Return what a written VOC box counts from: a reader takes fractions for boxes that count from 0."""
         if self._rules.target != "voc" or self._reader.kind == "voc":
-            return self._read_first(pieces)
+            return self._read_first()
         if self._first_pixel is not None:
             return self._first_pixel
         whole = all(piece.whole for piece in pieces)
@@ -297,7 +324,7 @@ class Converter:
         if note not in self._notes:
             self._notes.append(note)
 
-    def _describe(self, tree: Path, splits: Sequence[str], table: Mapping[Any, tuple[int, str]]) -> None:
+    def _describe(self, tree: Path, splits: Sequence[str], table: Table) -> None:
         names = [name for _, name in table.values()]
         values = {**{split: f"images/{split}" for split in splits}, "names": dict(enumerate(names))}
         text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
@@ -305,14 +332,17 @@ class Converter:
         if "val" not in splits and "valid" not in splits:
             self._note("data.yaml has no val, which training needs: convert it too, or name another folder there")
 
-    def _conversion(self, outputs: Sequence[Output], categories: Mapping[int, str]) -> Conversion:
-        if self._rules.target != "coco" and self._reader.kind == "coco":
+    def _conversion(self, outputs: Sequence[Output], table: Table) -> Conversion:
+        if isinstance(self._reader, LoadedReader) and self._rules.target != "coco":
             self._note("the ids of images and annotations have no place: the way back numbers them from 1")
-        if isinstance(self._reader, LoadedReader):
-            for detail in self._reader.objects_of_no_image():
-                self._skipped.add("unknown_image", detail)
+            document = self._reader.dataset.document
+            self._lost.update(
+                f"categories: {key}" for one in document["categories"] for key in one if key not in ("id", "name")
+            )
+            lists = ("images", "annotations", "categories")
+            self._lost.update(key for key, value in document.items() if key not in lists and value)
         lost = {key: count for key, count in self._lost.items() if count > 0}
-        return Conversion(tuple(outputs), categories, self._skipped, lost, self._unread, tuple(self._notes))
+        return Conversion(tuple(outputs), dict(table.values()), self._skipped, lost, self._unread, tuple(self._notes))
 
 
 def _join(fragments: Sequence[Path], stream: BinaryIO) -> None:

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 from dettools.datasets.cityscapes import IMAGES, LABELS, photograph_files, read_photograph
 from dettools.datasets.dataset import Dataset, DatasetFormatError, DocumentBuilder, is_key
 from dettools.datasets.voc import Pictures, annotation_files, read_voc_file, voc_roots
-from dettools.datasets.yolo import Description, describe, image_files, label_file, read_yolo_image
+from dettools.datasets.yolo import Description, describe, image_files, label_file, orphaned_labels, read_yolo_image
 
 VOC_SPLITS = ("train", "val", "trainval", "test")
 _VOC_YEARS = {"VOC2007": "voc07", "VOC2012": "voc12"}
@@ -45,6 +45,9 @@ class Reader(Protocol):
     def read(self, items: Sequence[Any], builder: DocumentBuilder) -> None:
         """Add the images of a part with their objects."""
 
+    def left_out(self, parts: Sequence[Part], /) -> Sequence[tuple[str, str]]:
+        """Return what no call of `read` meets: reasons and details."""
+
 
 @dataclass(frozen=True)
 class CityscapesReader:
@@ -67,6 +70,10 @@ class CityscapesReader:
             if not read_photograph(file, self.photographs, self.truth, builder, masks=self.masks):
                 builder.problem("no_truth", f"{file.name}: counts as empty", len(builder.images) - 1)
 
+    def left_out(self, _parts: Sequence[Part], /) -> Sequence[tuple[str, str]]:
+        """Nothing."""
+        return ()
+
 
 @dataclass(frozen=True)
 class VocReader:
@@ -74,18 +81,24 @@ class VocReader:
 
     folder: Path
     pictures: Pictures
+    classes: tuple[str, ...] = ()
     kind: str = "voc"
     at_once: int = 256
 
     @property
-    def categories(self) -> None:
-        """Those that occur."""
-        return
+    def categories(self) -> Mapping[Any, tuple[int, str]] | None:
+        """Those that were named, else those that occur."""
+        named = {name: (number, name) for number, name in enumerate(self.classes, start=1)}
+        return named or None
 
     def read(self, items: Sequence[Path], builder: DocumentBuilder) -> None:
         """Add XML files; boxes count from 0 (`dettools.datasets.voc.count_from`)."""
         for file in items:
             read_voc_file(file, self.folder, self.pictures, builder)
+
+    def left_out(self, _parts: Sequence[Part], /) -> Sequence[tuple[str, str]]:
+        """Nothing."""
+        return ()
 
 
 @dataclass(frozen=True)
@@ -107,6 +120,11 @@ class YoloReader:
         """Add photographs."""
         for file in items:
             read_yolo_image(file, label_file(file), self.root, self.description.keypoints, builder)
+
+    def left_out(self, parts: Sequence[Part], /) -> Sequence[tuple[str, str]]:
+        """Labels without a photograph."""
+        files = {label_file(file) for part in parts for file in part.items}
+        return [("missing_file", detail) for detail in orphaned_labels(files)]
 
 
 @dataclass(frozen=True)
@@ -130,11 +148,11 @@ class LoadedReader:
             for one in self.dataset.annotations_of.get(place, []):
                 builder.annotations.append({**self.dataset.annotations[one], "image_id": len(builder.images)})
 
-    def objects_of_no_image(self) -> list[str]:
-        """Return what is said of each."""
+    def left_out(self, _parts: Sequence[Part], /) -> Sequence[tuple[str, str]]:
+        """Objects of no image."""
         places = self.dataset.image_places
         return [
-            f"annotation {one.get('id')}: image_id {one.get('image_id')!r}"
+            ("unknown_image", f"annotation {one.get('id')}: image_id {one.get('image_id')!r}")
             for one in self.dataset.annotations
             if not is_key(one.get("image_id")) or one["image_id"] not in places
         ]
@@ -159,7 +177,7 @@ def cityscapes_parts(
 
 
 def voc_parts(
-    folder: Path, images: Path | None, *, split: str | None, overlapping: bool
+    folder: Path, images: Path | None, *, split: str | None, overlapping: bool, classes: Sequence[str] = ()
 ) -> tuple[VocReader, list[Part]]:
     """Return the splits of ``ImageSets/Main``, of each year and of both joined; without splits, all of a folder.
 
@@ -168,6 +186,7 @@ def voc_parts(
         images: folder of the images; None looks for it.
         split: this one only.
         overlapping: also ``trainval``, and the two years joined; else each image comes once.
+        classes: these only, in this order.
 
     Raises:
         DatasetFormatError: no XML file, or no such split.
@@ -190,7 +209,8 @@ def voc_parts(
             years = [found.get(f"{year}_{name}") for year in _VOC_YEARS.values()]
             if all(years):
                 found[f"voc0712_{name}"] = [file for files in years for file in files or ()]
-    return VocReader(folder, Pictures(folder, images)), [Part(name, files) for name, files in found.items() if files]
+    reader = VocReader(folder, Pictures(folder, images), tuple(classes))
+    return reader, [Part(name, files) for name, files in found.items() if files]
 
 
 def yolo_parts(path: Path, images: Path | None, *, split: str | None) -> tuple[YoloReader, list[Part]]:

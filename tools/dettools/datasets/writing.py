@@ -84,17 +84,18 @@ class FolderWriter:
                 text = yolo_lines(objects, size, self.rules.outlines, lost)
                 self._place(file, Path("images", self.split), stem)
                 self._text(Path("labels", self.split, f"{stem}.txt"), text)
+                annotations += text.count("\n")
             else:
                 text = voc_xml(image, file, stem, size, objects, batch.categories, self.first_pixel, lost)
                 self._place(file, Path("JPEGImages"), stem)
                 self._text(Path("Annotations", f"{stem}.xml"), text)
+                annotations += len(objects)
             lost.update(
                 f"images: {key}"
                 for key, value in image.items()
                 if key not in ("id", "file_name", "width", "height") and value
             )
             images += 1
-            annotations += len(objects)
         return Written(images, annotations, lost)
 
     def _text(self, name: Path, text: str) -> None:

@@ -9,7 +9,7 @@ else beside it; an image without one has no object; classes count from 0, here t
 are of the photograph turned by its EXIF orientation.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -70,11 +70,8 @@ def read_yolo(
         highest = max(highest, read_yolo_image(file, label, root, description.keypoints, builder))
         if progress:
             progress(number, len(files))
-    # Labels without a photograph: training never sees them.
-    for folder in sorted({label.parent for label in used if "labels" in label.parts}):
-        for label in sorted(folder.glob("*.txt")):
-            if label not in used and label.name != CLASSES:
-                builder.problem("missing_file", f"{label.relative_to(folder.parent)} has no photograph")
+    for detail in orphaned_labels(used):
+        builder.problem("missing_file", detail)
     notes = []
     names = description.names
     if not names:
@@ -91,6 +88,14 @@ def label_file(image: Path) -> Path:
         last = len(parts) - 1 - parts[::-1].index("images")
         parts[last] = "labels"
     return Path(*parts, image.stem + ".txt")
+
+
+def orphaned_labels(used: Collection[Path]) -> Iterator[str]:
+    """Yield what is said of each label file without a photograph beside those in use: training never sees it."""
+    for folder in sorted({label.parent for label in used if "labels" in label.parts}):
+        for label in sorted(folder.glob("*.txt")):
+            if label not in used and label.name != CLASSES:
+                yield f"{label.relative_to(folder.parent)} has no photograph"
 
 
 def data_yaml(folder: Path) -> Path | None:
