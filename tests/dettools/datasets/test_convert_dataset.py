@@ -316,7 +316,11 @@ def test_what_is_asked_for_in_vain_is_refused(tmp_path, convert):
     assert "use --to coco" in convert("voc", source, "--out-format", "pkl", code=2).lower()
     assert "YOLO has no crowds" in convert("voc", source, "--to", "yolo", "--difficult", "crowd", code=2)
     assert "expected a new or empty one" in convert("voc", source, "--to", "yolo", "-o", source, code=2)
-    assert "no such path" in convert("yolo", tmp_path / "none", "--to", "coco", "-o", tmp_path / "x.json", code=2)
+    (tmp_path / "data.yaml").write_text("names: [a]")
+    (tmp_path / "none").mkdir()
+    words = ("yolo", tmp_path / "data.yaml", "--images", tmp_path / "none", "--to", "coco", "-o", tmp_path / "x.json")
+    assert "got no image" in convert(*words, code=2)
+    assert "no such path" in convert("yolo", tmp_path / "nowhere", "--to", "coco", "-o", tmp_path / "x.json", code=2)
 
 
 def test_a_written_file_is_read_as_it_was_meant(tmp_path, convert):

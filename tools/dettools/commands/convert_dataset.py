@@ -181,6 +181,8 @@ def run(args: argparse.Namespace) -> int:
         contiguous=args.contiguous_ids,
     )
     reader, parts = _source(args, rules)
+    if not parts:
+        raise ConvertOptionsError(f"{args.source}: got no image, expected at least one. Check the path and --split.")
     with progress() as show:
         converter = Converter(
             reader,

@@ -129,7 +129,7 @@ class YoloReader:
 
 @dataclass(frozen=True)
 class LoadedReader:
-    """A data set in memory; its items are places of images. Objects of no image are not among them."""
+    """A data set in memory, as a COCO file has to be; its items are places of images."""
 
     dataset: Dataset
     kind: str = "coco"
