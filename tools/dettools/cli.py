@@ -70,8 +70,8 @@ exit codes: 0 success, 1 a check failed, 2 usage or input error
 """
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """Return the parser of all commands."""
+def build_parser(only: str | None = None) -> argparse.ArgumentParser:
+    """Return the parser of all commands, or of one: what is run need not wait for the others' modules."""
     parser = argparse.ArgumentParser(
         prog="detserve",
         description="Packs an object detector, serves it with TorchServe, and proves that what is served is what was "
@@ -81,14 +81,15 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"detserve {__version__}")
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", dest="command", required=True)
-    for module in COMMANDS.values():
+    for module in COMMANDS.values() if only is None else [COMMANDS[only]]:
         importlib.import_module(module).add_parser(subparsers)
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; return its exit code."""
-    args = build_parser().parse_args(argv)
+    words = sys.argv[1:] if argv is None else list(argv)
+    args = build_parser(words[0] if words and words[0] in COMMANDS else None).parse_args(words)
     try:
         code: int = args.run(args)
         sys.stdout.flush()

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import sys
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +16,7 @@ from dettools.endpoint import Clients, Endpoint, add_endpoint_arguments, concern
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Callable, Sequence
+    from concurrent.futures import Future, ThreadPoolExecutor
 
     from dethandlers.detections import Detections
     from detserve.eager import EagerModel
@@ -97,6 +97,8 @@ def _optional() -> type[argparse.Action]:
 
 def run(args: argparse.Namespace) -> int:
     """Compare; return the exit code."""
+    from concurrent.futures import ThreadPoolExecutor
+
     from rich.console import Console
 
     from dettools.comparison import compare_images

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,6 +44,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def run(args: argparse.Namespace) -> int:
     """Send the images; return the exit code."""
+    from concurrent.futures import ThreadPoolExecutor
+
     from detserve.errors import ClientError, EndpointError
 
     from dettools.image_files import find_images, unique_stems
