@@ -261,6 +261,9 @@ ORIGINAL = [
     (["yolo.py", "--strides", "8"], 2, "describe a detector without a config"),
     (["yolo.py", "--annotations", "none.json"], 2, "none.json: cannot be read"),
     (["boxes.json", "--anchors", "10"], 2, "expected width,height such as 10,13"),
+    (["boxes.json", "--anchors", "nan,10"], 2, "got 'nan,10', expected width,height"),
+    (["boxes.json", "--anchors", "0,10"], 2, "got '0,10', expected width,height"),
+    (["boxes.json", "--seed", "-1"], 2, "--seed: got -1, expected 0 or more"),
     (["boxes.json", "--input-shape", "0", "608"], 2, "got the input 0 × 608"),
 ]
 

@@ -157,3 +157,18 @@ def test_what_cannot_work_is_said_before_the_first_image(scenes, tmp_path, capsy
     assert main(["robustness", str(SHAPES)]) == 2
     assert "got no --images and no --annotations" in capsys.readouterr().err
     assert not (tmp_path / "results.json").exists()
+
+
+@pytest.mark.parametrize("flag", ["--seed", "--resamples"])
+def test_a_negative_number_is_refused_before_anything_is_measured(capsys, flag):
+    """numpy would refuse the seed only after the first cell had been measured."""
+    assert main(["robustness", "model.yaml", flag, "-1"]) == 2
+    assert f"{flag}: got -1, expected 0 or more" in capsys.readouterr().err
+
+
+def test_a_severity_that_does_not_exist_does_not_enter_the_mean(tmp_path, capsys):
+    """It has no column in the table, but its figure was counted in mPC."""
+    file = tmp_path / "r.json"
+    file.write_text('{"snow": {"0": {"bbox": {"AP": 0.4}}, "9": {"bbox": {"AP": 0.3}}}}')
+    assert main(["robustness-eval", str(file)]) == 2
+    assert "snow has the severity 9, expected 0 to 5" in capsys.readouterr().err

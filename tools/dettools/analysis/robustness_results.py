@@ -198,6 +198,8 @@ def _cells(table: object) -> tuple[Cell | None, dict[str, dict[int, Cell]]]:
         for severity, raw in row.items():
             if int(severity) == 0:
                 clean = clean or Cell.read(raw)
+            elif not 1 <= int(severity) <= 5:
+                raise RobustnessError(f"{corruption} has the severity {severity}, expected 0 to 5")
             else:
                 cells.setdefault(str(corruption), {})[int(severity)] = Cell.read(raw)
     return clean, cells

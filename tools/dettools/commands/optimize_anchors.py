@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -103,6 +104,8 @@ def run(args: argparse.Namespace) -> int:
     if args.device:
         print(f"note: --device {args.device}: no effect, the search runs on the CPU", file=sys.stderr)
     ground_truth, layout = _inputs(args)
+    if args.seed < 0:
+        raise DetserveError(f"--seed: got {args.seed}, expected 0 or more")
     width, height = args.input_shape
     boxes = box_sizes(ground_truth, (width, height), keep_ratio=not args.stretch, smallest_px=args.min_size)
     for note in (*ground_truth.notes, *_left_out(boxes)):
@@ -224,6 +227,8 @@ def _pairs(texts: list[str]) -> list[tuple[float, float]]:
     for text in texts:
         try:
             width, height = (float(one) for one in text.split(","))
+            if not (0 < width < math.inf and 0 < height < math.inf):
+                raise ValueError
         except ValueError:
             raise DetserveError(f"--anchors: got {text!r}, expected width,height such as 10,13") from None
         pairs.append((width, height))

@@ -26,14 +26,19 @@ if TYPE_CHECKING:
 RESULTS_FILE = "results.json"
 SHEET_SEVERITY = 3
 _EPILOG = """\
-  detserve robustness shapes --images val/ --annotations val.json                  the endpoint, 15 corruptions
-  detserve robustness model.yaml --images val/ --annotations val.json --corruptions noise transport --limit 50
-  detserve robustness config.py checkpoint.pth --out robust.json                   eager MMDetection, as the original
+  detserve robustness shapes --images val/ --annotations val.json
+                                       the endpoint, 15 corruptions
+  detserve robustness model.yaml --images val/ --annotations val.json \\
+      --corruptions noise transport --limit 50
+  detserve robustness config.py checkpoint.pth --out robust.json
+                                       eager MMDetection, as the original
   detserve robustness-eval robust.json --prints P mPC rPC
 
-corruptions: benchmark (15), all (19), noise, blur, weather, digital, holdout, transport, None, or names
-exit codes: 0 measured; 1 images without an answer, or detections that change although every pixel is kept; 2 usage or
-input error; 130 interrupted: the same command goes on where it was
+corruptions: benchmark (15), all (19), noise, blur, weather, digital, holdout,
+  transport, None, or names
+exit codes: 0 measured; 1 images without an answer, or detections that change
+  although every pixel is kept; 2 usage or input error; 130 interrupted: the
+  same command goes on where it was
 """
 
 
@@ -44,8 +49,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser = subparsers.add_parser(
         "robustness",
         help="AP and latency under corruption: noise, blur, weather, JPEG, cut-off uploads, EXIF",
-        description="Corrupt what is sent, severity by severity, and compute COCO AP each time: of a served model, of "
-        "the worker's detector in this process, or of the framework itself; all get the same bytes.",
+        description="Corrupt what is sent, severity by severity, and compute COCO AP each time:\nof a served model, of "
+        "the worker's detector in this process, or of the framework\nitself; all get the same bytes.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -208,8 +213,9 @@ def _plan(args: argparse.Namespace, out: Path) -> Plan:
     for name in ("processes", "limit"):
         if (value := getattr(args, name)) is not None and value < 1:
             raise DetserveError(f"--{name}: got {value}, expected 1 or more.")
-    if args.resamples < 0:
-        raise DetserveError(f"--resamples: got {args.resamples}, expected 0 or more.")
+    for name in ("resamples", "seed"):
+        if (value := getattr(args, name)) < 0:
+            raise DetserveError(f"--{name}: got {value}, expected 0 or more.")
     corruptions = chosen_corruptions(args.corruptions)
     severities = [0] if args.corruptions == [NO_CORRUPTION] else sorted(set(args.severities))
     processes = args.processes or min(8, os.cpu_count() or 1)

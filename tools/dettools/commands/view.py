@@ -20,11 +20,15 @@ if TYPE_CHECKING:
     from dettools.viewer.data import ViewData
 
 _EPILOG = """\
-  detserve view eval/results.json --annotations val.json --images val/     ground truth and predictions
-  detserve view result.pkl --annotations val.json                          MMDetection's, photographs beside val.json
-  detserve view --annotations val.json                                     ground truth alone
-  detserve predict shapes photos/ > answers.jsonl; detserve view answers.jsonl      predictions alone
-  detserve view --model shapes                                             drop a photograph on the page
+  detserve view eval/results.json --annotations val.json --images val/
+                                       ground truth and predictions
+  detserve view result.pkl --annotations val.json
+                             MMDetection's, photographs beside val.json
+  detserve view --annotations val.json
+                                       ground truth alone
+  detserve predict shapes photos/ > answers.jsonl; detserve view answers.jsonl
+                                       predictions alone
+  detserve view --model shapes         drop a photograph on the page
 
 ? on the page tells its keys. Ctrl-C ends it.
 """
@@ -37,8 +41,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser = subparsers.add_parser(
         "view",
         help="page through images with ground truth and predictions in the browser; ask a served model",
-        description="Serve a page on 127.0.0.1 to look at images with objects and detections: errors first, any "
-        "threshold, any class, by keyboard; and to drop photographs on for a served model.",
+        description="Serve a page on 127.0.0.1 to look at images with objects and detections:\nerrors first, any "
+        "threshold, any class, by keyboard; and to drop photographs on\nfor a served model.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
