@@ -227,10 +227,10 @@ def _pairs(texts: list[str]) -> list[tuple[float, float]]:
     for text in texts:
         try:
             width, height = (float(one) for one in text.split(","))
-            if not (0 < width < math.inf and 0 < height < math.inf):
-                raise ValueError
         except ValueError:
-            raise DetserveError(f"--anchors: got {text!r}, expected width,height such as 10,13") from None
+            width = height = math.nan
+        if not (0 < width < math.inf and 0 < height < math.inf):
+            raise DetserveError(f"--anchors: got {text!r}, expected width,height such as 10,13")
         pairs.append((width, height))
     return pairs
 
