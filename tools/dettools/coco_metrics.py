@@ -135,7 +135,7 @@ def evaluate_coco(
     if not thresholds or not all(0 < one <= 1 for one in thresholds):
         raise MetricsError(f"got the IoU thresholds {list(thresholds)}, expected numbers above 0, at most 1")
     images = _chosen(ground_truth, image_ids)
-    evaluator = _evaluator(ground_truth, results, iou_type)
+    evaluator = coco_evaluator(ground_truth, results, iou_type)
     evaluator.params.max_dets = list(most)
     evaluator.params.iou_thrs = list(thresholds)
     evaluator.params.img_ids = sorted(images)
@@ -266,7 +266,12 @@ def collector_paused() -> Iterator[None]:
 
 
 @collector_paused()
-def _evaluator(ground_truth: GroundTruth, results: Sequence[Mapping[str, Any]], iou_type: IouType) -> COCOeval:
+def coco_evaluator(ground_truth: GroundTruth, results: Sequence[Mapping[str, Any]], iou_type: IouType) -> COCOeval:
+    """Return hotcoco's evaluator of results that fit the annotations, before it has evaluated.
+
+    Raises:
+        MetricsError: as `evaluate_coco`.
+    """
     key = _GEOMETRY[iou_type]
     if lacking := [one["id"] for one in ground_truth.annotations if not one.get(key)]:
         raise MetricsError(
@@ -292,7 +297,7 @@ def _matches(
     images: frozenset[int],
     max_detections: int | None,
 ) -> MatchTable:
-    evaluator = _evaluator(ground_truth, results, iou_type)
+    evaluator = coco_evaluator(ground_truth, results, iou_type)
     evaluator.params.area_rng = [[0, 1e10]]
     evaluator.params.area_rng_lbl = ["all"]
     evaluator.params.max_dets = [max_detections or default_detections(iou_type)[-1]]

@@ -20,7 +20,7 @@ from dettools.analysis.error_stacks import AREA_NAMES, size_groups
 from dettools.analysis.image_results import ImageResults, image_results
 from dettools.analysis.overlaps import Bools, Floats, Matches, Overlaps, find_overlaps, match
 from dettools.analysis.tide_errors import TideErrors, tide_errors
-from dettools.coco_metrics import IOU_THRESHOLDS, IouType, Metrics, _evaluator, evaluate_coco
+from dettools.coco_metrics import IOU_THRESHOLDS, IouType, Metrics, coco_evaluator, evaluate_coco
 from dettools.published_figures import published_figures
 
 CALIBRATION_BINS = 10
@@ -282,7 +282,7 @@ def _classes(overlaps: Overlaps, every: Matches, matches: Matches) -> tuple[Clas
 
 def _by_hotcoco(inputs: Inputs, iou_type: IouType) -> tuple[PrecisionRecall, Calibration | None]:
     truth = inputs.ground_truth
-    evaluator = _evaluator(truth, inputs.predictions.results, iou_type)
+    evaluator = coco_evaluator(truth, inputs.predictions.results, iou_type)
     evaluator.params.iou_thrs = list(IOU_THRESHOLDS)
     evaluator.evaluate()
     evaluator.accumulate()

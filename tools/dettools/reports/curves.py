@@ -62,7 +62,7 @@ _RC: Any = {
 
 def latency_throughput(run: Run) -> str:
     """Draw latency over throughput, a point per level, with the knee and the SLO; hollow points are INVALID levels."""
-    with _style("curve"):
+    with figure_style("curve"):
         figure = Figure(figsize=(WIDTH_IN, 4.2))
         axes = figure.subplots()
         order = sorted(range(len(run.levels)), key=lambda index: run.levels[index].load.value)
@@ -86,12 +86,12 @@ def latency_throughput(run: Run) -> str:
         _latency_scale(axes, medians)
         if axes.get_legend_handles_labels()[0]:
             axes.legend(loc="upper left", ncols=5)
-        return _svg(figure, "curve")
+        return inline_svg(figure, "curve")
 
 
 def throughput_bars(run: Run) -> str:
     """Draw images per second by batch size, with intervals: the picture of a run in process."""
-    with _style("bars"):
+    with figure_style("bars"):
         figure = Figure(figsize=(WIDTH_IN, 1.0 + 0.45 * len(run.levels)))
         axes = figure.subplots()
         for row, level in enumerate(run.levels):
@@ -105,12 +105,12 @@ def throughput_bars(run: Run) -> str:
         _level_axis(axes, run)
         axes.set_xlim(0, 1.12 * max((level.throughput_rps.value for level in run.levels), default=1.0))
         axes.set_xlabel("images per second, with the 95 % interval")
-        return _svg(figure, "bars")
+        return inline_svg(figure, "bars")
 
 
 def tails(run: Run, samples: Samples) -> str:
     """Draw which share of the requests took longer than so long, a line per level: the tail that a median hides."""
-    with _style("tails"):
+    with figure_style("tails"):
         figure = Figure(figsize=(WIDTH_IN, 4.0))
         axes = figure.subplots()
         for name, level, sent, colour in zip(run.labels, run.levels, samples, _ramp(len(run.levels)), strict=True):
@@ -128,12 +128,12 @@ def tails(run: Run, samples: Samples) -> str:
         axes.set_ylabel("requests slower than this")
         if axes.get_legend_handles_labels()[0]:
             axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
-        return _svg(figure, "tails")
+        return inline_svg(figure, "tails")
 
 
 def histograms(run: Run, samples: Samples) -> str:
     """Draw the latency histogram of each level on one common axis, with p50 and p99."""
-    with _style("histograms"):
+    with figure_style("histograms"):
         measured = [_measured(level, sent) for level, sent in zip(run.levels, samples, strict=True)]
         everything = np.concatenate(measured) if measured else np.zeros(0)
         low, high = (everything.min(), everything.max()) if len(everything) else (1.0, 10.0)
@@ -149,12 +149,12 @@ def histograms(run: Run, samples: Samples) -> str:
             axes.set_title(name)
             axes.set_yticks([])
         figure.supxlabel("latency, ms (lines: p50 blue, p99 orange)", fontsize=9)
-        return _svg(figure, "histograms")
+        return inline_svg(figure, "histograms")
 
 
 def over_time(run: Run, samples: Samples) -> str:
     """Draw latency over time for each level: warm-up shaded, failed requests as red marks at the bottom."""
-    with _style("time"):
+    with figure_style("time"):
         figure, cells = _grid(len(run.levels), 1.6)
         for axes, name, level, sent in zip(cells, run.labels, run.levels, samples, strict=False):
             answered = [sample for sample in sent if sample.ok]
@@ -175,12 +175,12 @@ def over_time(run: Run, samples: Samples) -> str:
             axes.set_title(name)
         figure.supxlabel("seconds since the level began", fontsize=9)
         figure.supylabel("latency, ms", fontsize=9)
-        return _svg(figure, "time")
+        return inline_svg(figure, "time")
 
 
 def stage_bars(run: Run) -> str:
     """Draw the mean latency of each level by its parts."""
-    with _style("stages"):
+    with figure_style("stages"):
         figure = Figure(figsize=(WIDTH_IN, 1.3 + 0.34 * len(run.levels)))
         axes = figure.subplots()
         used = [stage for stage in STAGES if any(level.stages_ms.get(stage, 0.0) > UNSEEN_MS for level in run.levels)]
@@ -194,12 +194,12 @@ def stage_bars(run: Run) -> str:
         _level_axis(axes, run)
         axes.set_xlabel("mean latency, ms")
         figure.legend(loc="outside upper left", ncols=len(STAGES), columnspacing=1.1, handlelength=1.1)
-        return _svg(figure, "stages")
+        return inline_svg(figure, "stages")
 
 
 def batch_bars(run: Run) -> str:
     """Draw in which batch sizes the requests of each level were answered."""
-    with _style("batches"):
+    with figure_style("batches"):
         figure = Figure(figsize=(WIDTH_IN, 1.3 + 0.34 * len(run.levels)))
         axes = figure.subplots()
         sizes = sorted({size for level in run.levels for size in level.batch_sizes})
@@ -214,10 +214,10 @@ def batch_bars(run: Run) -> str:
         axes.set_xlim(0, 100)
         axes.set_xlabel("share of the requests, %")
         figure.legend(loc="outside upper left", ncols=16, title="images in the worker's batch", alignment="left")
-        return _svg(figure, "batches")
+        return inline_svg(figure, "batches")
 
 
-def _style(name: str) -> AbstractContextManager[None]:
+def figure_style(name: str) -> AbstractContextManager[None]:
     """The salt makes matplotlib's random ids the same each time."""
     return mpl.rc_context({**_RC, "svg.hashsalt": name})
 
@@ -322,7 +322,8 @@ def _words(stage: str) -> str:
     return stage.replace("network_queue", "network + queue")
 
 
-def _svg(figure: Figure, name: str) -> str:
+def inline_svg(figure: Figure, name: str) -> str:
+    """Return a figure as an SVG element of a page; ``name`` keeps its ids apart from those of other figures."""
     text = io.StringIO()
     figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None}, transparent=True)
     svg = text.getvalue()

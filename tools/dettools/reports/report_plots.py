@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from dettools.analysis.detection_report import Calibration, DetectionReport
 from dettools.coco_metrics import IOU_THRESHOLDS
-from dettools.reports.curves import _style, _svg
+from dettools.reports.curves import figure_style, inline_svg
 
 _BLUE, _GREEN, _ORANGE, _GREY = "#0b62c4", "#009e54", "#dd7a00", "#6e7781"
 _TICKS_PX = (1, 2, 4, 8, 16, 32, 96, 192, 384, 768, 1536, 3072)
@@ -18,7 +18,7 @@ _TICKS_PX = (1, 2, 4, 8, 16, 32, 96, 192, 384, 768, 1536, 3072)
 
 def precision_recall(report: DetectionReport) -> Markup:
     """Draw precision over recall, the mean of the classes, from IoU .50 to .95."""
-    with _style("pr"):
+    with figure_style("pr"):
         figure, axes = _axes()
         for place, iou in enumerate(IOU_THRESHOLDS):
             named = place in (0, 5, 9)
@@ -37,7 +37,7 @@ def precision_recall(report: DetectionReport) -> Markup:
 
 def threshold_plot(report: DetectionReport) -> Markup:
     """Draw precision, recall and F1 over the score threshold, with the best and the chosen one."""
-    with _style("thresholds"):
+    with figure_style("thresholds"):
         figure, axes = _axes()
         curve = report.thresholds
         lines = (("precision", curve.precision, _BLUE), ("recall", curve.recall, _ORANGE), ("F1", curve.f1, _GREEN))
@@ -55,7 +55,7 @@ def threshold_plot(report: DetectionReport) -> Markup:
 
 def reliability(calibration: Calibration) -> Markup:
     """Draw the share of right detections beside the mean score of each bin, and how many there are."""
-    with _style("reliability"):
+    with figure_style("reliability"):
         figure = Figure(figsize=(5.6, 4.6))
         axes, below = figure.subplots(2, 1, height_ratios=(3, 1), sharex=True)
         used = [one for one in calibration.bins if one.count]
@@ -75,7 +75,7 @@ def reliability(calibration: Calibration) -> Markup:
 
 def size_plot(report: DetectionReport) -> Markup:
     """Draw how many objects there are of each size, and how many of them are found."""
-    with _style("sizes"):
+    with figure_style("sizes"):
         figure, axes = _axes()
         side = np.maximum(report.object_side, 1)
         edges = np.geomspace(min(8.0, side.min(initial=8.0)), max(128.0, side.max(initial=128.0)) * 1.01, 25)
@@ -111,4 +111,4 @@ def _legend_above(axes: Axes) -> None:
 
 
 def _markup(figure: Figure, name: str) -> Markup:
-    return Markup(_svg(figure, name))  # noqa: S704 - our own SVG
+    return Markup(inline_svg(figure, name))  # noqa: S704 - our own SVG
