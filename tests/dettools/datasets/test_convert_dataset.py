@@ -1,9 +1,14 @@
 """convert-dataset: round trips lose what the report lists and nothing else; ids, policies, files, splits."""
 
 import json
+import subprocess
+import sys
+import time
 import xml.etree.ElementTree as ElementTree
+from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 from dataset_trees import (
     annotation,
@@ -20,6 +25,7 @@ from dettools.datasets.coco import read_coco
 from dettools.datasets.voc import read_voc
 from dettools.ground_truth import load_ground_truth
 
+DETSERVE = Path(sys.executable).with_name("detserve")
 DIFFICULT = "<pose>Left</pose><truncated>1</truncated><difficult>1</difficult>"
 BILLION_LAUGHS = '<!DOCTYPE a [<!ENTITY l "lol"><!ENTITY m "&l;&l;&l;">]><annotation>&m;</annotation>'
 
@@ -327,3 +333,23 @@ def test_a_written_file_is_read_as_it_was_meant(tmp_path, convert):
     source = coco_tree(tmp_path / "coco", coco_document([annotation(1, 1, [1.5, 1, 5, 5])]))
     convert("coco", source, "--to", "coco", "-o", tmp_path / "out/instances.json")
     assert read_coco(tmp_path / "out/instances.json").annotations[0]["bbox"] == [1.5, 1, 5, 5]
+
+
+def test_a_killed_conversion_leaves_no_process(tmp_path):
+    """2,000 objects a file, so that the kill comes while the processes read."""
+    text = voc_xml("".join(voc_object("dog", one % 30 + 1, 2, 40, 40) for one in range(2000)))
+    source = voc_tree(tmp_path / "voc", **{f"a{one}": text for one in range(200)})
+    command = [DETSERVE, "convert-dataset", "voc", source, "--to", "coco", "-o", tmp_path / "out", "--nproc", "2"]
+    parent = psutil.Popen([str(one) for one in command], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    workers = []
+    end = time.monotonic() + 60
+    while not workers and parent.poll() is None and time.monotonic() < end:
+        workers = [one for one in parent.children() if "--multiprocessing-fork" in one.cmdline()]
+        time.sleep(0.02)
+    assert workers, "the conversion ended before it was killed"
+    parent.kill()
+    parent.wait()
+    _, alive = psutil.wait_procs(workers, timeout=60)
+    for one in alive:
+        one.kill()
+    assert not alive

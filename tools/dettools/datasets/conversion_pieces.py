@@ -1,8 +1,10 @@
 """The pieces of a conversion: read one, write one, and the processes that do it."""
 
 import multiprocessing
+import os
 import pickle
 import signal
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -88,7 +90,15 @@ def pool(processes: int, reader: Reader | None) -> Iterator[Map]:
 def _start_worker(reader: Reader | None) -> None:
     # Ctrl-C is the parent's, which ends the others.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # A parent that was killed cannot.
+    threading.Thread(target=_end_with_the_parent, daemon=True).start()
     _take_reader(reader)
+
+
+def _end_with_the_parent() -> None:
+    if (parent := multiprocessing.parent_process()) is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _take_reader(reader: Reader | None) -> None:
