@@ -90,7 +90,7 @@ def run(args: argparse.Namespace) -> int:
     from rich.console import Console
 
     from dettools.datasets.inspection import find_problems
-    from dettools.datasets.selection import select_images
+    from dettools.datasets.selection import check_filters, select_images
     from dettools.datasets.statistics import statistics_of
     from dettools.reports.dataset_tables import print_dataset
     from dettools.reports.progress import progress
@@ -99,6 +99,7 @@ def run(args: argparse.Namespace) -> int:
         print("note: --show-interval: no effect, the page is leafed through with the arrow keys", file=sys.stderr)
     filters = _filters(args)
     dataset = _load(args)
+    check_filters(dataset, filters)
     with progress() as show:
         inspection = find_problems(
             dataset,

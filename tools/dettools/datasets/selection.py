@@ -50,7 +50,7 @@ def select_images(dataset: Dataset, inspection: Inspection, filters: Filters) ->
     Raises:
         DatasetFormatError: a class, size or problem that does not exist.
     """
-    _check(dataset, filters)
+    check_filters(dataset, filters)
     places = [
         place
         for place in range(len(dataset.images))[filters.first : filters.end]
@@ -73,7 +73,12 @@ def most_telling(places: Sequence[int], inspection: Inspection, count: int, seed
     return sorted([*troubled, *sampled(others, count - len(troubled), seed)])
 
 
-def _check(dataset: Dataset, filters: Filters) -> None:
+def check_filters(dataset: Dataset, filters: Filters) -> None:
+    """Refuse a class, size or problem that does not exist.
+
+    Raises:
+        DatasetFormatError: there is one.
+    """
     there = list(dict.fromkeys(dataset.names.values()))
     if unknown := [name for name in filters.classes or () if name not in there]:
         more = f" and {len(there) - 5 * SHOWN} more" if len(there) > 5 * SHOWN else ""
