@@ -152,11 +152,12 @@ def histogram_of(sizes: Sizes, cells: int) -> SizeHistogram:
 
 def iou_of_sizes(sizes: Sizes, anchors: Sizes) -> npt.NDArray[np.float64]:
     """Return ``(N, K)`` IoU of boxes and anchors that share their centre; 0 where both have no area."""
-    inside = np.minimum(sizes[:, None, 0], anchors[None, :, 0]) * np.minimum(sizes[:, None, 1], anchors[None, :, 1])
-    union = (sizes[:, 0] * sizes[:, 1])[:, None] + (anchors[:, 0] * anchors[:, 1])[None] - inside
+    # Anchor by anchor in memory: the boxes are many, the anchors few.
+    inside = np.minimum(sizes[None, :, 0], anchors[:, None, 0]) * np.minimum(sizes[None, :, 1], anchors[:, None, 1])
+    union = (sizes[:, 0] * sizes[:, 1])[None] + (anchors[:, 0] * anchors[:, 1])[:, None] - inside
     iou = np.zeros_like(inside)
     np.divide(inside, union, out=iou, where=union > 0)
-    return iou
+    return iou.T
 
 
 def coverage_of(anchors: Sizes, sizes: Sizes) -> Coverage:

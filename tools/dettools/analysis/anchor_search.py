@@ -226,13 +226,16 @@ def _clustered(histogram: SizeHistogram, anchors: Sizes, iterations: int) -> Sea
     count = len(anchors)
     nearest = np.full(len(sizes), -1)
     repaired = 0
-    best_anchors, best_mean = anchors, mean_iou_of(anchors, histogram)
+    best_anchors, best_mean = anchors, -1.0
     step = 0
     while step < iterations:
         step += 1
         iou = iou_of_sizes(sizes, anchors)
         now = iou.argmax(axis=1)
         best = iou[np.arange(len(sizes)), now]
+        # The mean of a cluster is not what has the best IoU with it: a step can lose, and the best one counts.
+        if (mean := float(np.average(best, weights=weights))) > best_mean:
+            best_anchors, best_mean = anchors, mean
         held = np.bincount(now, minlength=count)
         for empty in np.flatnonzero(held == 0):
             # Of a cluster that keeps others, so that no new one dies.
@@ -247,7 +250,7 @@ def _clustered(histogram: SizeHistogram, anchors: Sizes, iterations: int) -> Sea
         mass = np.bincount(nearest, weights=weights, minlength=count)
         sums = [np.bincount(nearest, weights=weights * sizes[:, side], minlength=count) for side in (0, 1)]
         anchors = np.stack(sums, axis=1) / mass[:, None]
-        # The mean of a cluster is not what has the best IoU with it: a step can lose, and the best one counts.
+    else:
         if (mean := mean_iou_of(anchors, histogram)) > best_mean:
             best_anchors, best_mean = anchors, mean
     return Search(best_anchors, best_mean, step, step < iterations, repaired)
