@@ -245,6 +245,12 @@ def test_what_is_not_comparable_is_refused(tmp_path):
     small = {**given(detection(1, 0.9, CUT_DOG)), "masks": [{"size": [5, 5], "counts": "i0"}]}
     with pytest.raises(OcclusionError, match=r"got a mask of \[5, 5\]"):
         recall.update(2, **small)
+    damaged = {**small, "masks": [{"size": [100, 100], "counts": "!!!"}]}
+    with pytest.raises(OcclusionError, match="image 2: detection 0: its segmentation cannot be read"):
+        recall.update(2, **damaged)
+    # A refused image may come again, and is not one that was given.
+    assert recall.result().images == 1
+    recall.update(2, **given(detection(1, 0.9, CUT_DOG)))
     with pytest.raises(OcclusionError, match="lists of"):
         recall.update(3, category_ids=[1], scores=[], boxes_xyxy=[], masks=[])
 

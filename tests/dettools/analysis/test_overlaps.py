@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from coco_scenes import checked, scenes
+from dettools.analysis.occlusion import OcclusionError
 from dettools.analysis.overlaps import find_overlaps, match, pair_off
 from dettools.coco_metrics import MetricsError
 from pycocotools.coco import COCO
@@ -117,3 +118,28 @@ def test_what_cannot_overlap_is_refused(iou_type, words):
 def test_a_threshold_below_what_was_kept_is_refused():
     with pytest.raises(MetricsError, match=r"got the IoU threshold 0.05, expected 0.1 or more"):
         match(two_objects(), 0.05)
+
+
+@pytest.mark.parametrize(
+    ("mask", "words"),
+    [
+        ({"size": [100, 100], "counts": "!!!"}, "result 0: its segmentation cannot be read: invalid RLE"),
+        (
+            {"size": [50, 50], "counts": [0, 100, 2400]},
+            r"got a mask of \[50, 50\] \(height, width\), expected \[100, 1",
+        ),
+    ],
+)
+def test_a_damaged_mask_and_one_of_another_size_are_refused(mask, words):
+    """The second overlapped nothing, and its object counted as missed."""
+    document = {
+        "images": [{"id": 7, "file_name": "a.jpg", "width": 100, "height": 100}],
+        "annotations": [
+            {"id": 1, "image_id": 7, "category_id": 1, "bbox": [0, 0, 10, 10], "area": 100, "iscrowd": 0}
+            | {"segmentation": [[0, 0, 10, 0, 10, 10, 0, 10]]}
+        ],
+        "categories": [{"id": 1, "name": "cat"}],
+    }
+    results = [{"image_id": 7, "category_id": 1, "score": 0.9, "segmentation": mask}]
+    with pytest.raises(OcclusionError, match=words):
+        find_overlaps(checked(document), results, iou_type="segm")

@@ -18,7 +18,14 @@ import numpy as np
 import numpy.typing as npt
 from hotcoco import mask as rle_masks
 
-from dettools.analysis.occlusion import SUBSETS, OcclusionError, OcclusionSubsets, Rle, annotation_rle
+from dettools.analysis.occlusion import (
+    SUBSETS,
+    OcclusionError,
+    OcclusionSubsets,
+    Rle,
+    annotation_rle,
+    require_one_size,
+)
 from dettools.ground_truth import GroundTruth
 
 RecallType = Literal["segm", "bbox"]
@@ -159,7 +166,8 @@ class OccludedRecall:
             masks: N RLEs of the image's size; needed for ``segm``.
 
         Raises:
-            OcclusionError: an image that is unknown or came before, or detections without what is compared.
+            OcclusionError: an image that is unknown or came before, or detections without what is compared, or with
+                masks that cannot be read or are of another size.
         """
         if image_id not in self._sizes or image_id in self._seen:
             known = "came before" if image_id in self._seen else "is not in the annotations"
@@ -177,7 +185,7 @@ class OccludedRecall:
                         f"image {image_id}: got detections without {wanted}, which {kind} compares. Ask the model for "
                         f"them, or measure {other} only."
                     )
-        self._seen.add(image_id)
+        found: dict[RecallType, set[int]] = {one: set() for one in self._iou_types}
         order = np.argsort(-scores, kind="stable")
         order = order[scores[order] >= self._score_threshold]
         objects = self._objects[image_id]
@@ -186,13 +194,17 @@ class OccludedRecall:
             targets = [one for one in objects if one["category_id"] == category]
             for iou_type in self._iou_types:
                 if iou_type == "segm" and masks is not None:
-                    iou = self._mask_iou([masks[int(place)] for place in chosen], targets, image_id)
+                    iou = self._mask_iou({place: masks[place] for place in chosen.tolist()}, targets, image_id)
                 elif iou_type == "bbox" and boxes is not None:
                     iou = _box_iou(boxes[chosen], targets)
                 else:
                     continue
                 for place in _one_to_one(iou, self._iou_threshold):
-                    self._found[iou_type].add(int(targets[place]["id"]))
+                    found[iou_type].add(int(targets[place]["id"]))
+        # Nothing of an image that is refused counts: it may come again.
+        self._seen.add(image_id)
+        for iou_type, ids in found.items():
+            self._found[iou_type] |= ids
 
     def update_served(self, image_id: int, answer: Sequence[Mapping[str, Any]]) -> None:
         """Take an endpoint's answer (its list of detections, with ``masks=true`` for ``segm``).
@@ -270,16 +282,16 @@ class OccludedRecall:
         return Share(count, len(objects), count / len(objects), *wilson_interval(count, len(objects), self._confidence))
 
     def _mask_iou(
-        self, masks: Sequence[Rle], targets: Sequence[Mapping[str, Any]], image_id: int
+        self, masks: Mapping[int, Rle], targets: Sequence[Mapping[str, Any]], image_id: int
     ) -> npt.NDArray[np.float64]:
         height, width = self._sizes[image_id]
-        wanted = [dict(annotation_rle(one, height, width)) for one in targets]
-        if wrong := next((one for one in masks if list(one["size"]) != list(wanted[0]["size"])), None):
-            raise OcclusionError(
-                f"image {image_id}: got a mask of {list(wrong['size'])} (height, width), expected "
-                f"{list(wanted[0]['size'])}, the image's size"
-            )
-        return np.asarray(rle_masks.iou([dict(one) for one in masks], wanted, [0] * len(wanted)), np.float64)
+        wanted = [annotation_rle(one, height, width) for one in targets]
+        named = [{"id": place, "image_id": image_id, "segmentation": one} for place, one in masks.items()]
+        found = [annotation_rle(one, height, width, what=f"image {image_id}: detection") for one in named]
+        require_one_size(image_id, found, wanted)
+        return np.asarray(
+            rle_masks.iou([dict(one) for one in found], [dict(one) for one in wanted], [0] * len(wanted)), np.float64
+        )
 
 
 def wilson_interval(found: int, total: int, confidence: float = 0.95) -> tuple[float, float]:

@@ -185,11 +185,16 @@ def load_subsets(path: Path, ground_truth: GroundTruth) -> OcclusionSubsets:
     return subsets
 
 
-def annotation_rle(annotation: Mapping[str, Any], height: int, width: int) -> Rle:
-    """Return an annotation's mask as one RLE of the image's size.
+def annotation_rle(annotation: Mapping[str, Any], height: int, width: int, *, what: str = "annotation") -> Rle:
+    """Return the mask of an annotation, or of a result, as one RLE: a polygon's of the image's size, else its own.
+
+    Args:
+        annotation: with ``id``, ``image_id`` and ``segmentation``.
+        height, width: of the image.
+        what: it is, for errors.
 
     Raises:
-        OcclusionError: no size, or no mask of that size.
+        OcclusionError: a polygon without an image size, or no readable mask.
     """
     shape = annotation["segmentation"]
     if min(height, width) < 1 and not isinstance(shape, Mapping):
@@ -202,11 +207,27 @@ def annotation_rle(annotation: Mapping[str, Any], height: int, width: int) -> Rl
             size = [int(one) for one in shape["size"]]
             if isinstance(shape["counts"], list):
                 shape = rle_masks.fr_py_objects(dict(shape), *size)
-            return {"size": size, "counts": shape["counts"]}
+            mask: Rle = {"size": size, "counts": shape["counts"]}
+            rle_masks.area([dict(mask)])  # reads it: a damaged one is told here, by its id
+            return mask
         merged: Rle = rle_masks.merge(rle_masks.fr_py_objects(shape, height, width))
     except (KeyError, TypeError, ValueError) as error:
-        raise OcclusionError(f"annotation {annotation['id']}: its segmentation cannot be read: {error}") from None
+        raise OcclusionError(f"{what} {annotation['id']}: its segmentation cannot be read: {error}") from None
     return merged
+
+
+def require_one_size(image_id: int, found: Sequence[Rle], wanted: Sequence[Rle]) -> None:
+    """Check that an image's masks can overlap: those of different sizes never do, and all would look missed.
+
+    Raises:
+        OcclusionError: two sizes.
+    """
+    sizes = [list(one["size"]) for one in (*wanted, *found)]
+    if wrong := next((one for one in sizes if one != sizes[0]), None):
+        raise OcclusionError(
+            f"image {image_id}: got a mask of {wrong} (height, width), expected {sizes[0]}, as its first annotation "
+            "has. Scale the masks to the image's size."
+        )
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 from hotcoco import mask as rle_masks
 
-from dettools.analysis.occlusion import annotation_rle
+from dettools.analysis.occlusion import annotation_rle, require_one_size
 from dettools.coco_metrics import IouType, MetricsError, collector_paused
 from dettools.ground_truth import GroundTruth
 
@@ -132,6 +132,7 @@ def find_overlaps(
 
     Raises:
         MetricsError: annotations or results lack boxes or masks, or keypoints were asked for.
+        OcclusionError: a mask cannot be read, or is not of the size of the image's others.
     """
     if iou_type == "keypoints":
         raise MetricsError("got keypoints, expected bbox or segm: errors are told apart by overlap")
@@ -334,8 +335,8 @@ def _mask_pairs(
     """Return the detections' areas and all pairs; an image's masks are made when they are needed."""
     sizes = {image.id: (image.height, image.width) for image in ground_truth.images}
 
-    def rles(entries: Sequence[Mapping[str, Any]]) -> list[Any]:
-        return [annotation_rle(one, *sizes[one["image_id"]]) for one in entries]
+    def rles(entries: Sequence[Mapping[str, Any]], what: str) -> list[Any]:
+        return [annotation_rle(one, *sizes[one["image_id"]], what=what) for one in entries]
 
     area = np.zeros(len(order))
     pairs: _Pairs = []
@@ -343,10 +344,11 @@ def _mask_pairs(
         start, end = int(images.detections[place]), int(images.detections[place + 1])
         here = images.object_at[images.objects[place] : images.objects[place + 1]]
         if start < end:
-            drawn = rles([{"id": f"result {one}", **results[one]} for one in order[start:end].tolist()])
+            drawn = rles([{**results[one], "id": one} for one in order[start:end].tolist()], "result")
             area[start:end] = np.asarray(rle_masks.area(drawn), np.float64)
             if len(here):
-                wanted = rles([ground_truth.annotations[one] for one in here.tolist()])
+                wanted = rles([ground_truth.annotations[one] for one in here.tolist()], "annotation")
+                require_one_size(ground_truth.images[place].id, drawn, wanted)
                 iou = np.asarray(rle_masks.iou(drawn, wanted, crowd[here].astype(np.uint8).tolist()), np.float64)
                 rows, columns = np.nonzero(iou.reshape(end - start, len(here)) >= least_iou)
                 pairs.append((rows + start, here[columns], iou.reshape(end - start, len(here))[rows, columns]))
