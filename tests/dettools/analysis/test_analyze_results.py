@@ -2,9 +2,11 @@
 
 import csv
 import json
+import re
 import shutil
 import subprocess
 from pathlib import Path
+from urllib.parse import unquote
 
 import numpy as np
 import pytest
@@ -234,6 +236,18 @@ def test_images_of_one_name_in_two_folders_are_two_pictures(tmp_path):
     good = [name for name in pictures(tmp_path / "out") if name.startswith("good")]
     assert len(theirs) == 1
     assert good == ["good/a__0001_1.000.jpg", "good/b__0001_1.000.jpg"]
+
+
+def test_the_page_links_pictures_whatever_their_images_are_called(tmp_path):
+    """Bare, the address would end at #, and %41 would be an A."""
+    document, results = scene(([(1, BOX)], [(1, 0.9, BOX)]), ([(1, BOX)], []))
+    for image, name in zip(document["images"], ("a#1.jpg", "b%41.jpg"), strict=True):
+        image["file_name"] = name
+    files(tmp_path, document, results)
+    assert run(tmp_path) == 0
+    page = (tmp_path / "out" / "index.html").read_text()
+    linked = {unquote(one) for one in re.findall(r'(?:href|src)="([^"]+\.jpg)"', page)}
+    assert linked == set(pictures(tmp_path / "out")) == {"good/a#1_1.000.jpg", "bad/b%41_0.000.jpg"}
 
 
 def test_a_second_run_takes_its_own_old_pictures_away_and_no_others(four):

@@ -26,7 +26,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     """Add the command's arguments."""
     parser = subparsers.add_parser(
         "analyze-results",
-        usage="%(prog)s [CONFIG] RESULTS [DIR] [--annotations FILE] [--images DIR] [options]",
+        usage="%(prog)s [CONFIG] RESULTS [DIR]\n       [--annotations FILE] [--images DIR] [options]",
         help="AP, TP, FP, FN and F1 of each image; the best and the worst as pictures, ground truth beside prediction",
         description="Compute the results of every image, sort them, and draw the best into DIR/good and the worst into "
         "DIR/bad. AP ranks all detections of an image together, so that false positives of classes it does not have "
@@ -50,8 +50,12 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help=f"from bad to good by: {', '.join(COLUMNS)} (default: ap)",
     )
     parser.add_argument("--score-thr", type=_fraction, default=0.3, metavar="S", help="of what is counted (0.3)")
-    parser.add_argument("--iou-thr", type=_fraction, default=0.5, metavar="T", help="to find an object (0.5)")
-    parser.add_argument("--iou-type", choices=("bbox", "segm"), help="compare boxes or masks (default: boxes)")
+    parser.add_argument(
+        "--iou-thr", type=_fraction, default=0.5, metavar="T", help="to find an object, from 0.1 on (0.5)"
+    )
+    parser.add_argument(
+        "--iou-type", choices=("bbox", "segm"), help="compare boxes or masks (default: boxes if all results have one)"
+    )
     parser.add_argument("--categories", nargs="+", metavar="NAME", help="what a pickle's labels stand for: eval-metric")
     parser.add_argument("--allow-code", action="store_true", help="a config that is more than assignments is run")
     parser.add_argument("--json", action="store_true", help="print one JSON document as the last line")

@@ -24,7 +24,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     """Add the command's arguments."""
     parser = subparsers.add_parser(
         "confusion-matrix",
-        usage="%(prog)s [CONFIG] RESULTS [DIR] [--annotations FILE] [--images DIR] [options]",
+        usage="%(prog)s [CONFIG] RESULTS [DIR]\n       [--annotations FILE] [--images DIR] [options]",
         help="which class is taken for which: one object, one count; picture, CSV, and a page with examples",
         description="Match detections with objects one to one: first those of one class, as COCO does, then what is "
         "left whatever its class. Rows sum to the objects of a class. Crowds are left out.",
@@ -41,12 +41,14 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument("--out", type=Path, metavar="DIR", help=f"write {PICTURE_FILE}, CSV, JSON and index.html")
     parser.add_argument("--score-thr", type=_fraction, default=0.3, metavar="S", help="of detections (default: 0.3)")
     parser.add_argument(
-        "--tp-iou-thr", type=_fraction, default=0.5, metavar="T", help="to find an object (default: 0.5)"
+        "--tp-iou-thr", type=_fraction, default=0.5, metavar="T", help="to find an object, from 0.1 (default: 0.5)"
     )
     parser.add_argument(
         "--nms-iou-thr", type=_fraction, metavar="T", help="first suppress boxes of one class that overlap more"
     )
-    parser.add_argument("--iou-type", choices=("bbox", "segm"), help="compare boxes or masks (default: boxes)")
+    parser.add_argument(
+        "--iou-type", choices=("bbox", "segm"), help="compare boxes or masks (default: boxes if all results have one)"
+    )
     parser.add_argument(
         "--normalize",
         choices=("rows", "columns", "all", "none"),

@@ -45,6 +45,7 @@ EXTRA_BARS = "ap bar plot"
 EXTRA_GROUPS = "number of annotations per area group"
 EXTRA_HISTOGRAM = "gt annotation areas histogram plot"
 _DPI = 100
+_LONGEST_NAME = 120
 
 
 @dataclass
@@ -57,7 +58,9 @@ class SavedStacks:
 
 def file_names(names: Sequence[str], category_ids: Sequence[int]) -> list[str]:
     """Return for each class what stands for it in a file name: different ones, valid on every system."""
-    safe = [re.sub(r'[\x00-\x1f<>:"/\\|?*]', "_", name).strip(". ") or "class" for name in names]
+    # File systems end a name at 255 bytes, and type, size and extension come to it.
+    short = [name.encode()[:_LONGEST_NAME].decode(errors="ignore") for name in names]
+    safe = [re.sub(r'[\x00-\x1f<>:"/\\|?*]', "_", name).strip(". ") or "class" for name in short]
     taken = [name.casefold() for name in (*safe, ALL_CLASSES)]
     return [
         name if taken.count(name.casefold()) == 1 else f"{name} ({identifier})"
