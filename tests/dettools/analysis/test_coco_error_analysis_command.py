@@ -142,6 +142,8 @@ def test_the_metrics_instead_of_the_results_are_told(files, capsys, content, wor
         (["--ann", "val.json", "--types", "segm"], "segm: 4 of 4 annotations have no segmentation"),
         (["--ann", "val.json", "--areas", "9216", "1024", "1e10"], "expected three rising numbers"),
         (["results.json", "--ann", "val.json"], "expected a folder to write to; that is a file"),
+        (["--ann", "val.json", "--score-thr", "nan"], "got the score threshold nan, expected 0 to 1"),
+        (["--ann", "val.json", "--examples", "-1"], "got --examples -1, expected 0 or more"),
     ],
 )
 def test_what_cannot_be_done_is_told(files, capsys, monkeypatch, words, told):
@@ -153,3 +155,9 @@ def test_what_cannot_be_done_is_told(files, capsys, monkeypatch, words, told):
 def test_file_names_are_valid_and_different():
     names = file_names(["a/b", "a_b", "AllClass", "..", "dog", 'x:"y'], [1, 2, 3, 4, 5, 6])
     assert names == ["a_b (1)", "a_b (2)", "AllClass (3)", "class", "dog", "x__y"]
+
+
+def test_a_class_name_longer_than_a_file_name_may_be_is_cut():
+    """Cut between characters, and different still; whole, it could not be written."""
+    names = file_names(["dog" * 100, "dog" * 101, "\u72d7" * 100], [1, 2, 3])
+    assert names == ["dog" * 40 + " (1)", "dog" * 40 + " (2)", "\u72d7" * 40]

@@ -351,6 +351,9 @@ ORIGINAL = [
     (["boxes.json", "--ann", "val.json", "--iou-type", "segm"], 2, "detections without masks"),
     (["results.json", "--ann", "val.json", "--subsets", "occluded_coco.pkl"], 2, "which runs code when it is read"),
     (["results.json", "--ann", "val.json", "--iou-thr", "7"], 2, "got an IoU threshold of 7.0"),
+    (["results.json", "--ann", "val.json", "--score-thr", "nan"], 2, "got the score threshold nan, expected 0 to 1"),
+    (["results.json", "--ann", "val.json", "--contact-px", "-1"], 2, "got a contact of -1 px, expected 0 or more"),
+    (["results.json", "--ann", "val.json", "--min-contact", "nan"], 2, "got min contact nan, expected a share, 0 to 1"),
 ]
 
 

@@ -71,8 +71,10 @@ def error_overlaps(
     """Find every overlap, however small, of the results of enough score; what `error_stacks` and TIDE start from.
 
     Raises:
-        MetricsError: as `find_overlaps`.
+        MetricsError: as `find_overlaps`, or a score threshold that is not 0 to 1.
     """
+    if not 0 <= score_threshold <= 1:
+        raise MetricsError(f"got the score threshold {score_threshold:g}, expected 0 to 1")
     # Masks may have scores of their own, by which `find_overlaps` ranks them.
     own = iou_type == "segm"
     places = [

@@ -129,6 +129,8 @@ class OccludedRecall:
         iou_types: Sequence[RecallType] = RECALL_TYPES,
         confidence: float = 0.95,
     ) -> None:
+        if not 0 <= score_threshold <= 1:
+            raise OcclusionError(f"got the score threshold {score_threshold:g}, expected 0 to 1")
         if not 0 < iou_threshold <= 1 or not 0 < confidence < 1 or not iou_types:
             raise OcclusionError(
                 f"got an IoU threshold of {iou_threshold}, a confidence of {confidence} and the IoU types "

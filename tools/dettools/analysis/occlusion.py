@@ -41,6 +41,9 @@ class OcclusionError(DetserveError):
 class OcclusionRule:
     """What counts.
 
+    Raises:
+        OcclusionError: a distance below 0, or a share that is not 0 to 1.
+
     Attributes:
         contact_px: masks touch when they are at most so far apart; COCO's polygons leave gaps of a few pixels.
         min_contact: the share of a connected mask's outline that touches the occluder.
@@ -52,6 +55,14 @@ class OcclusionRule:
     min_contact: float = 0.2
     min_part_contact: float = 0.05
     min_part: float = 0.02
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        if self.contact_px < 0:
+            raise OcclusionError(f"got a contact of {self.contact_px} px, expected 0 or more")
+        for name in ("min_contact", "min_part_contact", "min_part"):
+            if not 0 <= (value := getattr(self, name)) <= 1:
+                raise OcclusionError(f"got {name.replace('_', ' ')} {value:g}, expected a share, 0 to 1")
 
 
 @dataclass(frozen=True)

@@ -84,6 +84,8 @@ def run(args: argparse.Namespace) -> int:
         )
     if args.out_dir is not None and args.out_dir.exists() and not args.out_dir.is_dir():
         raise DetserveError(f"got {args.out_dir}, expected a folder to write to; that is a file.")
+    if args.examples < 0:
+        raise DetserveError(f"got --examples {args.examples}, expected 0 or more")
     inputs = read_inputs(
         Places(None, args.results, args.out_dir),
         annotations=args.annotations,
