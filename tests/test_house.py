@@ -80,6 +80,7 @@ LIGHT_OF_OURS = {
     "dethandlers.errors",
     "detserve.errors",
     "detserve.model_store",
+    "dettools.argument_types",
     "dettools.edge_options",
     "dettools.endpoint",
     "dettools.model_source",

@@ -13,11 +13,10 @@ from typing import Literal
 from dethandlers.options import Options
 from detserve.errors import DetserveError
 
-from dettools.endpoint import Clients
-from dettools.evaluation.answerers import EndpointAnswerer
 from dettools.evaluation.category_mapping import CategoryMapping, map_categories
 from dettools.evaluation.gate import limits_of, objections
 from dettools.evaluation.request import RefusedError, Request
+from dettools.evaluation.run import served_answerer
 from dettools.evaluation.stream import Answerer
 from dettools.ground_truth import GroundTruth
 
@@ -84,16 +83,8 @@ def _answerer(request: Request, backend: Backend) -> Iterator[Answerer]:
                 f"--backend endpoint: got {request.model}, expected the name of a served model. Name it, or leave "
                 "--backend out."
             )
-        with Clients(request.endpoint) as clients:
-            yield EndpointAnswerer(
-                clients.detecting,
-                clients.mine(),
-                request.model,
-                version=request.version,
-                asked=request.asked,
-                concurrency=request.concurrency,
-                patience_s=request.retry.patience_s,
-            )
+        with served_answerer(request, request.endpoint) as served:
+            yield served
         return
     # torch is imported where something runs in this process, and not for an endpoint.
     from dettools.evaluation.local_answerers import EagerAnswerer, RuntimeAnswerer

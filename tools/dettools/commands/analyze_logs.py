@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 
 from detserve.errors import DetserveError
 
+from dettools.argument_types import at_least
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -101,11 +103,13 @@ def _add_cal_train_time(actions: argparse._SubParsersAction[argparse.ArgumentPar
     )
     _add_common(parser)
     parser.add_argument(
-        "--batch-size", type=_positive, metavar="N", help="images per iteration, on all GPUs: for images/s"
+        "--batch-size", type=at_least(1), metavar="N", help="images per iteration, on all GPUs: for images/s"
     )
-    parser.add_argument("--max-epochs", type=_positive, metavar="N", help="of the training (default: as the log says)")
     parser.add_argument(
-        "--epoch-iters", type=_positive, metavar="N", help="iterations of an epoch (default: as logged)"
+        "--max-epochs", type=at_least(1), metavar="N", help="of the training (default: as the log says)"
+    )
+    parser.add_argument(
+        "--epoch-iters", type=at_least(1), metavar="N", help="iterations of an epoch (default: as logged)"
     )
     original = parser.add_argument_group("options of MMDetection's analyze_logs.py")
     original.add_argument(
@@ -330,13 +334,6 @@ def _write_csv(path: Path | None, text: str) -> None:
     except OSError as error:
         raise DetserveError(f"{path}: cannot be written: {error.strerror or error}. Name another --csv.") from None
     print(f"figures written to {path}", file=sys.stderr)
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"got {value}, expected 1 or more")
-    return value
 
 
 def _weight(text: str) -> float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from pathlib import Path
@@ -10,7 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from detserve.errors import DetserveError
 
+from dettools.argument_types import at_least, fraction
+
 if TYPE_CHECKING:
+    import argparse
     from collections.abc import Mapping, Sequence
 
     from dettools.analysis.analysis_inputs import Inputs
@@ -49,9 +51,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         metavar="COLUMN",
         help=f"from bad to good by: {', '.join(COLUMNS)} (default: ap)",
     )
-    parser.add_argument("--score-thr", type=_fraction, default=0.3, metavar="S", help="of what is counted (0.3)")
+    parser.add_argument("--score-thr", type=fraction, default=0.3, metavar="S", help="of what is counted (0.3)")
     parser.add_argument(
-        "--iou-thr", type=_fraction, default=0.5, metavar="T", help="to find an object, from 0.1 on (0.5)"
+        "--iou-thr", type=fraction, default=0.5, metavar="T", help="to find an object, from 0.1 on (0.5)"
     )
     parser.add_argument(
         "--iou-type", choices=("bbox", "segm"), help="compare boxes or masks (default: boxes if all results have one)"
@@ -61,11 +63,11 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument("--json", action="store_true", help="print one JSON document as the last line")
     original = parser.add_argument_group("options of MMDetection's analyze_results.py")
     original.add_argument(
-        "--topk", type=_count, default=20, metavar="N", help="draw so many of each end, at most half of all (20)"
+        "--topk", type=at_least(1), default=20, metavar="N", help="draw so many of each end, at most half of all (20)"
     )
     original.add_argument(
         "--show-score-thr",
-        type=_fraction,
+        type=fraction,
         metavar="S",
         help="draw detections from this score on; those that are not counted in grey (default: --score-thr)",
     )
@@ -179,17 +181,3 @@ def _tell_of_no_effect(args: argparse.Namespace) -> None:
         print("note: --show, --wait-time: no window is opened; the pictures are in the folder", file=sys.stderr)
     if args.cfg_options:
         print("note: --cfg-options: no effect here; give --annotations and --images", file=sys.stderr)
-
-
-def _fraction(text: str) -> float:
-    value = float(text)
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"got {text}, expected 0 to 1")
-    return value
-
-
-def _count(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"got {text}, expected 1 or more")
-    return value

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from pathlib import Path
@@ -10,7 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from detserve.errors import DetserveError
 
+from dettools.argument_types import at_least, fraction
+
 if TYPE_CHECKING:
+    import argparse
+
     from dettools.analysis.analysis_inputs import Inputs
     from dettools.analysis.confusion import Confusion, SweepRow
 
@@ -39,12 +42,12 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument("--annotations", "--ann", type=Path, metavar="FILE", help="COCO annotation file")
     parser.add_argument("--images", type=Path, metavar="DIR", help="the photographs, to draw examples on")
     parser.add_argument("--out", type=Path, metavar="DIR", help=f"write {PICTURE_FILE}, CSV, JSON and index.html")
-    parser.add_argument("--score-thr", type=_fraction, default=0.3, metavar="S", help="of detections (default: 0.3)")
+    parser.add_argument("--score-thr", type=fraction, default=0.3, metavar="S", help="of detections (default: 0.3)")
     parser.add_argument(
-        "--tp-iou-thr", type=_fraction, default=0.5, metavar="T", help="to find an object, from 0.1 (default: 0.5)"
+        "--tp-iou-thr", type=fraction, default=0.5, metavar="T", help="to find an object, from 0.1 (default: 0.5)"
     )
     parser.add_argument(
-        "--nms-iou-thr", type=_fraction, metavar="T", help="first suppress boxes of one class that overlap more"
+        "--nms-iou-thr", type=fraction, metavar="T", help="first suppress boxes of one class that overlap more"
     )
     parser.add_argument(
         "--iou-type", choices=("bbox", "segm"), help="compare boxes or masks (default: boxes if all results have one)"
@@ -57,10 +60,14 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "of all, or as counts (none); JSON and page have all of them",
     )
     parser.add_argument(
-        "--max-classes", type=_count, default=40, metavar="N", help="in the picture: those confused most (default: 40)"
+        "--max-classes",
+        type=at_least(1),
+        default=40,
+        metavar="N",
+        help="in the picture: those confused most (default: 40)",
     )
     parser.add_argument(
-        "--pictures", type=_amount, default=60, metavar="N", help="draw at most so many examples (default: 60)"
+        "--pictures", type=at_least(0), default=60, metavar="N", help="draw at most so many examples (default: 60)"
     )
     parser.add_argument("--categories", nargs="+", metavar="NAME", help="what a pickle's labels stand for: eval-metric")
     parser.add_argument("--allow-code", action="store_true", help="a config that is more than assignments is run")
@@ -161,24 +168,3 @@ def _write(
         raise DetserveError(f"{folder}: cannot be written: {error.strerror or error}. Name another folder.") from None
     pictures = f", {len(drawn)} pictures of errors" if drawn else ""
     print(f"{folder / PICTURE_FILE}, CSV, JSON{pictures}; open {page}", file=sys.stderr)
-
-
-def _fraction(text: str) -> float:
-    value = float(text)
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"got {text}, expected 0 to 1")
-    return value
-
-
-def _count(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"got {text}, expected 1 or more")
-    return value
-
-
-def _amount(text: str) -> int:
-    value = int(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"got {text}, expected 0 or more")
-    return value

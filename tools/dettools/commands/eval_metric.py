@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from detserve.errors import DetserveError
 
+from dettools.argument_types import at_least
+
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
@@ -65,7 +67,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         metavar="C",
         help="show the interval of AP by a bootstrap over images (default of the level: 0.95)",
     )
-    parser.add_argument("--resamples", type=_count, default=1000, metavar="N", help="of the bootstrap (default: 1000)")
+    parser.add_argument(
+        "--resamples", type=at_least(1), default=1000, metavar="N", help="of the bootstrap (default: 1000)"
+    )
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the bootstrap (default: 0)")
     parser.add_argument(
         "--out", type=Path, metavar="FILE", help="write the metrics (or --format-only's results) as JSON"
@@ -282,11 +286,4 @@ def _fraction(text: str) -> float:
     value = float(text)
     if not 0 < value < 1:
         raise argparse.ArgumentTypeError(f"got {text}, expected a fraction such as 0.95")
-    return value
-
-
-def _count(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"got {text}, expected 1 or more")
     return value

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from detserve.errors import DetserveError
+
+from dettools.argument_types import at_least, fraction
+
+if TYPE_CHECKING:
+    import argparse
 
 PAGE_FILE = "detection-report.html"
 
@@ -33,10 +38,10 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument("--out", type=Path, metavar="FILE", help="the page (default: beside the results)")
     parser.add_argument("--iou-type", choices=("bbox", "segm"), help="compare boxes or masks (default: boxes)")
     parser.add_argument(
-        "--score-thr", type=_fraction, default=0.3, metavar="S", help="of the detections that count (default: 0.3)"
+        "--score-thr", type=fraction, default=0.3, metavar="S", help="of the detections that count (default: 0.3)"
     )
     parser.add_argument(
-        "--max-images", type=_count, default=48, metavar="N", help="show at most so many photographs (default: 48)"
+        "--max-images", type=at_least(0), default=48, metavar="N", help="show at most so many photographs (default: 48)"
     )
     parser.add_argument("--title", help="of the page (default: the results' name)")
     parser.add_argument("--categories", nargs="+", metavar="NAME", help="what a pickle's labels stand for: eval-metric")
@@ -118,17 +123,3 @@ def run(args: argparse.Namespace) -> int:
 
 def _beside(results: Path) -> Path:
     return results / PAGE_FILE if results.is_dir() else results.with_name(f"{results.stem}.report.html")
-
-
-def _fraction(text: str) -> float:
-    value = float(text)
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"got {text}, expected 0 to 1")
-    return value
-
-
-def _count(text: str) -> int:
-    value = int(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"got {text}, expected 0 or more")
-    return value

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from detserve.errors import DetserveError
 
+from dettools.argument_types import between, fraction
 from dettools.endpoint import Endpoint, add_endpoint_arguments
 
 if TYPE_CHECKING:
@@ -61,9 +62,11 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     parser.add_argument("--iou-type", choices=("bbox", "segm"), help="what is compared (default: boxes)")
     parser.add_argument(
-        "--score-thr", type=_fraction, default=0.3, metavar="S", help="to begin with (default: %(default)s)"
+        "--score-thr", type=fraction, default=0.3, metavar="S", help="to begin with (default: %(default)s)"
     )
-    parser.add_argument("--iou-thr", type=_iou, default=0.5, metavar="T", help="to begin with (default: %(default)s)")
+    parser.add_argument(
+        "--iou-thr", type=between(0.1, 1), default=0.5, metavar="T", help="to begin with (default: %(default)s)"
+    )
     live = parser.add_argument_group("a served model")
     live.add_argument("--model", metavar="NAME", help="what photographs dropped on the page are sent to")
     add_endpoint_arguments(parser)
@@ -99,15 +102,16 @@ def run(args: argparse.Namespace) -> int:
     with contextlib.ExitStack() as stack:
         live = stack.enter_context(LiveModel(Endpoint.of(args), args.model)) if args.model else None
         server = stack.enter_context(ViewServer(data, live, Photographs(upright_rgb), settings, port=args.port))
-        out = sys.stderr if args.json else sys.stdout
-        print(f"{server.url}   (Ctrl-C ends it)", file=out, flush=True)
-        if args.json:
-            print(json.dumps({"url": server.url}), flush=True)
-        if not args.no_browser:
-            _open_browser(server.url)
         # Whoever ends it by SIGTERM leaves no photographs behind either.
         before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+        # From the moment that its address is told it may be ended.
         with contextlib.suppress(KeyboardInterrupt):
+            out = sys.stderr if args.json else sys.stdout
+            print(f"{server.url}   (Ctrl-C ends it)", file=out, flush=True)
+            if args.json:
+                print(json.dumps({"url": server.url}), flush=True)
+            if not args.no_browser:
+                _open_browser(server.url)
             server.serve_forever()
         signal.signal(signal.SIGTERM, before)
     print("the page is closed", file=sys.stderr)
@@ -153,23 +157,3 @@ def _open_browser(url: str) -> None:
 
 def _hex(colour: tuple[int, int, int]) -> str:
     return "#{:02x}{:02x}{:02x}".format(*colour)
-
-
-def _number(text: str, least: float) -> float:
-    import argparse
-
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not least <= value <= 1:
-        raise argparse.ArgumentTypeError(f"got {text!r}, expected a number from {least:g} to 1")
-    return value
-
-
-def _fraction(text: str) -> float:
-    return _number(text, 0)
-
-
-def _iou(text: str) -> float:
-    return _number(text, 0.1)

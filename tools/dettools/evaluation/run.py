@@ -21,7 +21,7 @@ from detserve.instance import Instance
 from detserve.model_store import archive_path, spec_path
 
 from dettools.agreement import TierName
-from dettools.endpoint import Clients
+from dettools.endpoint import Clients, Endpoint
 from dettools.evaluation.answerers import EndpointAnswerer
 from dettools.evaluation.answers import Answer, Journal, open_journal
 from dettools.evaluation.category_mapping import By, CategoryMapping, map_categories
@@ -195,7 +195,14 @@ def _answerer(request: Request) -> Iterator[Answerer]:
         with _runtime(request, request.model, _own_weights(request)) as runtime:
             yield runtime
         return
-    with Clients(request.endpoint) as clients:
+    with served_answerer(request, request.endpoint) as served:
+        yield served
+
+
+@contextmanager
+def served_answerer(request: Request, endpoint: Endpoint) -> Iterator[EndpointAnswerer]:
+    """Open clients of an endpoint; they are closed at the end."""
+    with Clients(endpoint) as clients:
         yield EndpointAnswerer(
             clients.detecting,
             clients.mine(),
