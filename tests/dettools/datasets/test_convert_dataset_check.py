@@ -10,6 +10,7 @@ from dataset_trees import annotation, coco_document, coco_tree, photograph, voc_
 from dettools import cli
 from dettools.datasets.coco import read_coco
 from dettools.datasets.metric_traps import find_traps
+from dettools.predictions import PredictionsError
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
@@ -90,6 +91,22 @@ def set_index(document):
         one["category_id"] = one["category_id"] // 10 - 1
 
 
+def set_index_from_one(document):
+    for one in entries(document):
+        one["category_id"] = one["category_id"] // 10
+
+
+def set_ids_twice(document):
+    """As two files joined whose ids begin anew."""
+    for place, one in enumerate(entries(document)):
+        one["id"] = place % (IMAGES * OBJECTS // 2) + 1
+
+
+def set_ids_twice_from_zero(document):
+    for place, one in enumerate(entries(document)):
+        one["id"] = place % (IMAGES * OBJECTS // 2)
+
+
 def set_duplicates(document):
     entries(document).extend({**one, "id": one["id"] + 1000} for one in entries(document)[:5])
 
@@ -106,6 +123,8 @@ def set_zero(document):
         ("normalised_boxes", set_fractions),
         ("normalised_boxes", set_centres),
         ("category_index", set_index),
+        ("category_index", set_index_from_one),
+        ("duplicate_id", set_ids_twice),
         ("duplicate_box", set_duplicates),
         ("zero_area", set_zero),
     ],
@@ -127,6 +146,62 @@ def test_a_trap_costs_what_pycocotools_loses(tmp_path, kind, change):
 def test_a_sound_file_has_no_trap(tmp_path):
     document = sound_document()
     assert check(tmp_path, document, perfect_results(document)).traps == ()
+
+
+def test_ids_that_are_there_twice_and_0_cost_what_pycocotools_loses(tmp_path):
+    document = sound_document()
+    results = perfect_results(document)
+    set_ids_twice_from_zero(document)
+    found = check(tmp_path, document, results)
+    assert [one.kind for one in found.traps] == ["id_zero", "duplicate_id"]
+    assert found.ap == pytest.approx(by_pycocotools(document, results), abs=1e-9)
+    assert found.ap_undone == pytest.approx(1)
+
+
+def test_a_detection_of_the_object_with_the_id_0_finds_no_neighbour_instead(tmp_path):
+    """pycocotools matches it, and then counts the match as none."""
+    objects = [annotation(0, 1, [10, 10, 20, 20]), annotation(1, 1, [12, 10, 20, 20])]
+    document = coco_document(objects)
+    results = [{"image_id": 1, "category_id": 1, "bbox": [10, 10, 20, 20], "score": 0.9}]
+    assert by_pycocotools(document, results) == 0
+    assert check(tmp_path, document, results).ap == 0
+
+
+def test_a_crowd_is_no_trap(tmp_path):
+    """It need not be found, whatever its id, and were it there twice or empty."""
+    document = sound_document()
+    results = perfect_results(document)
+    crowds = ((0, [1, 1, 9, 9]), (901, [1, 1, 9, 9]), (902, [3, 3, 0, 5]))
+    entries(document).extend(annotation(number, 1, box, category=10, iscrowd=1) for number, box in crowds)
+    assert check(tmp_path, document, results).traps == ()
+    assert by_pycocotools(document, results) == pytest.approx(1)
+
+
+def test_sides_in_the_wrong_order_without_exif_move_no_box(tmp_path):
+    document = coco_document([annotation(1, 1, [4, 6, 20, 10])], size=(48, 64))
+    photograph(tmp_path / "val/1.jpg", (64, 48))
+    (tmp_path / "instances_val.json").write_text(json.dumps(document))
+    assert find_traps(read_coco(tmp_path / "instances_val.json")).traps == ()
+
+
+def test_what_cannot_be_undone_is_told(tmp_path):
+    document = sound_document()
+    results = [{**one, "category_id": 77} for one in perfect_results(document)[:4]] + perfect_results(document)[4:]
+    entries(document)[0]["category_id"] = "10"
+    entries(document)[1]["image_id"] = 999
+    found = check(tmp_path, document, results)
+    assert found.ap == pytest.approx(by_pycocotools(document, results), abs=1e-9)
+    assert [note.partition(":")[0] for note in found.notes] == [
+        "unknown_image (1)",
+        "unknown_category (1)",
+        "4 results are of a class that the annotations do not have",
+    ]
+
+
+def test_an_error_in_predictions_names_their_file(tmp_path):
+    document = sound_document()
+    with pytest.raises(PredictionsError, match=f"^{tmp_path / 'r.json'}: result 0: got the score None"):
+        check(tmp_path, document, [{"image_id": 1, "category_id": 10, "bbox": [1, 2, 3, 4]}])
 
 
 def test_traps_of_predictions(tmp_path):

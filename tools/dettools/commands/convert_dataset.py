@@ -46,7 +46,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     check = kinds.add_parser(
         "check",
         help="a COCO file: what falsifies its AP, and by how much",
-        description="Look for what falsifies COCO metrics: id 0, category index instead of id, corners as width and "
+        description="Look for what falsifies COCO metrics: id 0, ids twice, category index instead of id, corners as width and "
         "height, normalised boxes, sizes swapped by EXIF (needs the image files), duplicates, empty boxes; in COCO "
         "results too. With --predictions, tell what each takes from AP in files that are sound but for it. Exit code "
         "1: there is one.",

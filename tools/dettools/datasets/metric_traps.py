@@ -6,8 +6,8 @@ The cost of a trap is what it takes from AP in files that are sound but for it. 
 has: it leaves out what is of an unknown image or class, and counts the object with the id 0 as never found.
 """
 
+import itertools
 import json
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -16,12 +16,14 @@ from typing import Any, Literal
 
 from dettools.coco_metrics import evaluate_coco
 from dettools.datasets.dataset import Box, Dataset, Problem, box_of, is_id, is_key, is_number, read_header, size_of
-from dettools.datasets.inspection import Inspection, find_problems
+from dettools.datasets.inspection import KINDS, Inspection, find_problems
 from dettools.ground_truth import GroundTruth, ground_truth_of
 from dettools.predictions import RESULTS_FILE, load_predictions
+from dettools.published_figures import published_figures
 
 TRAPS = {
     "id_zero": "an annotation has the id 0: pycocotools counts its object as never found",
+    "duplicate_id": "annotations share an id: pycocotools takes the last of them for each, and the others are gone",
     "category_index": "places in the list of classes are written where category ids belong",
     "xyxy_as_xywh": "two corners are written where x, y, width, height belong",
     "normalised_boxes": "boxes are fractions of the image and not pixels",
@@ -33,8 +35,9 @@ Where = Literal["annotations", "predictions"]
 # An annotation's place stays its place; what was taken out is None.
 Entries = list[dict[str, Any] | None]
 _MOST_EXAMPLES = 3
+_ONLY_TOLD = ("duplicate_image_id", "unknown_image", "unknown_category", "duplicate_category", "bad_box")
 _SHARE = 0.95
-# No detection reaches so far.
+# No detection reaches so far: a second object with the id 0 is never found either.
 _FAR_AWAY = 1e7
 # A point in fractions of the stored width and height, in those of the photograph as EXIF's orientation shows it.
 _TURNED: dict[int, Callable[[float, float], tuple[float, float]]] = {
@@ -105,75 +108,93 @@ def find_traps(dataset: Dataset, predictions: Path | None = None) -> TrapCheck:
         GroundTruthError: two images or two classes have one id, so that there is no AP.
         PredictionsError: as `load_predictions`.
     """
-    found = _in_annotations(dataset)
+    inspection = find_problems(dataset)
+    found = _in_annotations(dataset, inspection)
+    told = set(_ONLY_TOLD) - ({"unknown_category"} if any(one.kind == "category_index" for one in found) else set())
+    notes = [
+        f"{kind} ({count}): {KINDS[kind].meaning}; nothing tells how to undo it, and figures are wrong by it"
+        for kind, count in inspection.counts.items()
+        if kind in told
+    ]
     if predictions is None:
-        return TrapCheck(tuple(Trap(one.kind, one.where, one.count, one.examples) for one in found))
+        traps = tuple(Trap(one.kind, one.where, one.count, one.examples) for one in found)
+        return TrapCheck(traps, notes=tuple(notes))
     annotations: Entries = [dict(one) for one in dataset.annotations]
-    truth = _truth(dataset, annotations)
-    # Where they are COCO results, which may have traps of their own; pickles hold labels and corners by definition.
-    raw = _raw_results(predictions)
-    notes: tuple[str, ...] = ()
-    if raw is None:
-        loaded = load_predictions(predictions, truth)
-        results: Entries = [*loaded.results]
-        notes = loaded.notes
-    else:
-        results = [*raw]
-        found += _in_results(dataset, raw)
+    loaded = load_predictions(predictions, _truth(dataset, annotations, more_classes=_classes_of_results(predictions)))
+    results: Entries = [*loaded.results]
+    notes += loaded.notes
+    if loaded.label_rule is None:
+        # COCO results may have traps of their own; pickles hold labels and corners by definition.
+        of_results = _in_results(dataset, loaded.results)
+        found += of_results
+        unknown = sum(one["category_id"] not in dataset.names for one in loaded.results)
+        if unknown and not any(one.kind == "category_index" for one in of_results):
+            notes.append(f"{unknown} results are of a class that the annotations do not have: they are not evaluated")
 
     def ap(undone: Sequence[_Found]) -> float:
         sides: dict[Where, Entries] = {"annotations": annotations, "predictions": results}
         for one in undone:
             sides[one.where] = one.undo(sides[one.where])
         against = _truth(dataset, sides["annotations"])
-        detections = [one for one in sides["predictions"] if one is not None]
-        if raw is not None:
-            detections = _checked(detections, against, predictions)
-        return evaluate_coco(against, detections).ap
+        detections = [one for one in sides["predictions"] if one and one["category_id"] in against.category_ids]
+        metrics = evaluate_coco(against, detections)
+        by_pycocotools = published_figures(against, detections, metrics)
+        return metrics.ap if by_pycocotools is None else by_pycocotools["AP"] or 0.0
 
     sound = ap(found)
-    traps = []
+    measured = []
     for one in found:
         left = ap([other for other in found if other is not one])
-        traps.append(Trap(one.kind, one.where, one.count, one.examples, left, sound - left))
-    return TrapCheck(tuple(traps), ap([]), sound, notes)
+        measured.append(Trap(one.kind, one.where, one.count, one.examples, left, sound - left))
+    return TrapCheck(tuple(measured), ap([]), sound, tuple(notes))
 
 
-def _in_annotations(dataset: Dataset) -> list[_Found]:
+def _in_annotations(dataset: Dataset, inspection: Inspection) -> list[_Found]:
     """Return the traps in the order in which they are undone together."""
-    inspection = find_problems(dataset)
-    by_kind = _by_kind(inspection)
+    by_kind = _by_kind(dataset, inspection)
     boxes = _wrong_boxes(dataset, dataset.annotations, "annotations", by_kind, inspection.notes)
     found = [*boxes]
     if (index := _category_index(dataset, dataset.annotations, "annotations")) is not None:
         found.append(index)
-    turned = {problem.image: problem for problem in by_kind.get("exif_swapped", [])}
-    if turned and (
-        there := [one for image in turned if image is not None for one in dataset.annotations_of.get(image, [])]
-    ):
-        examples = tuple(
-            f"{dataset.name_of(image)}: {problem.detail}" for image, problem in turned.items() if image is not None
+    turned = [
+        one for one in by_kind.get("exif_swapped", []) if one.image is not None and _is_turned(dataset, one.image)
+    ]
+    if there := [place for one in turned for place in dataset.annotations_of.get(one.image or 0, [])]:
+        examples = tuple(f"{dataset.name_of(one.image or 0)}: {one.detail}" for one in turned[:_MOST_EXAMPLES])
+        found.append(
+            _Found("exif_swapped", "annotations", len(there), examples, partial(_turn, dataset, frozenset(there)))
         )
-        undo = partial(_turn, dataset, frozenset(there))
-        found.append(_Found("exif_swapped", "annotations", len(there), examples[:_MOST_EXAMPLES], undo))
-    if "id_zero" in by_kind:
-        found.append(_of_problems("id_zero", by_kind, _renumber))
+    ids = [kind for kind in ("id_zero", "duplicate_id") if kind in by_kind]
+    found += [_of_problems(kind, by_kind, partial(_renumber, _places(by_kind[kind]))) for kind in ids]
     if boxes:
         # Fractions all look alike, and corners have sizes of their own.
         changed: Entries = [dict(one) for one in dataset.annotations]
         for one in boxes:
             changed = one.undo(changed)
         sound = replace(dataset, document={**dataset.document, "annotations": changed}, problems=())
-        by_kind = _by_kind(find_problems(sound, open_files=False))
+        by_kind = _by_kind(sound, find_problems(sound, open_files=False))
     dropped = [kind for kind in ("duplicate_box", "zero_area") if kind in by_kind]
     return [*found, *(_of_problems(kind, by_kind, partial(_drop, _places(by_kind[kind]))) for kind in dropped)]
 
 
-def _by_kind(inspection: Inspection) -> dict[str, list[Problem]]:
+def _by_kind(dataset: Dataset, inspection: Inspection) -> dict[str, list[Problem]]:
     by_kind: dict[str, list[Problem]] = {}
     for problem in inspection.problems:
-        by_kind.setdefault("zero_area" if problem.kind == "negative_size" else problem.kind, []).append(problem)
+        kind = "zero_area" if problem.kind == "negative_size" else problem.kind
+        # A crowd need not be found.
+        crowd = problem.annotation is not None and dataset.annotations[problem.annotation].get("iscrowd")
+        if not (crowd and kind in ("id_zero", "duplicate_box", "zero_area")):
+            by_kind.setdefault(kind, []).append(problem)
     return by_kind
+
+
+def _is_turned(dataset: Dataset, image: int) -> bool:
+    """Whether EXIF swaps the sides of an image; else its width and height only were written in the wrong order."""
+    file = dataset.files[image]
+    if file is None:
+        return False
+    header = read_header(file)
+    return header.shown != header.stored
 
 
 def _in_results(dataset: Dataset, results: Sequence[dict[str, Any]]) -> list[_Found]:
@@ -226,10 +247,12 @@ def _category_index(dataset: Dataset, entries: Sequence[Mapping[str, Any]], wher
     known = list(dataset.names)
     used = {one.get("category_id") for one in entries if is_key(one.get("category_id"))}
     unknown = [one for one in entries if not is_id(one.get("category_id")) or one["category_id"] not in dataset.names]
-    if not unknown or not all(is_id(one) and 0 <= one < len(known) for one in used):
+    # Places count from 0, as labels do, or from 1, as with a background before them.
+    first = int(len(known) in used)
+    if not unknown or not all(is_id(one) and first <= one < len(known) + first for one in used):
         return None
     examples = tuple(f"category_id {one.get('category_id')!r}, ids are {known[0]} to {known[-1]}" for one in unknown)
-    undo = partial(_from_places, dict(enumerate(known)))
+    undo = partial(_from_places, dict(enumerate(known, start=first)))
     return _Found("category_index", where, len(entries), tuple(dict.fromkeys(examples))[:_MOST_EXAMPLES], undo)
 
 
@@ -242,8 +265,10 @@ def _places(problems: Sequence[Problem]) -> frozenset[int]:
     return frozenset(one.annotation for one in problems if one.annotation is not None)
 
 
-def _renumber(entries: Entries) -> Entries:
-    return [one and {**one, "id": number} for number, one in enumerate(entries, start=1)]
+def _renumber(places: frozenset[int], entries: Entries) -> Entries:
+    """Give new ids to the entries at some places."""
+    new = itertools.count(1 + max((one["id"] for one in entries if one and is_id(one.get("id"))), default=0))
+    return [{**one, "id": next(new)} if one and place in places else one for place, one in enumerate(entries)]
 
 
 def _drop(places: frozenset[int], entries: Entries) -> Entries:
@@ -255,7 +280,7 @@ def _from_places(ids: Mapping[int, int], entries: Entries) -> Entries:
 
 
 def _from_corners(box: Box) -> Box:
-    return box[0], box[1], box[2] - box[0], box[3] - box[1]
+    return box[0], box[1], max(box[2] - box[0], 0.0), max(box[3] - box[1], 0.0)
 
 
 def _as_boxes(places: frozenset[int], change: Callable[[Box], Box], entries: Entries) -> Entries:
@@ -308,47 +333,57 @@ def _changed(entry: dict[str, Any], change: Callable[[Box], Box]) -> dict[str, A
     return {**entry, "bbox": list(now), **({"area": now[2] * now[3]} if own else {})}
 
 
-def _truth(dataset: Dataset, entries: Entries) -> GroundTruth:
+def _truth(dataset: Dataset, entries: Entries, *, more_classes: Sequence[int] = ()) -> GroundTruth:
     """Return the annotations as pycocotools takes them, where it would not have failed."""
+    # It keeps the last annotation of an id, and loads it for each that has the id.
+    by_id = {one["id"]: one for one in entries if one and is_key(one.get("id"))}
     kept: list[dict[str, Any]] = []
+    has_zero = False
     for one in entries:
-        box = None if one is None else box_of(one)
-        if one is None or box is None or not is_key(one.get("image_id")) or one["image_id"] not in dataset.image_places:
+        if one is None or not _is_evaluated(dataset, one):
             continue
-        if not is_id(one.get("category_id")) or one["category_id"] not in dataset.names:
+        taken = by_id.get(one["id"], one) if is_key(one.get("id")) else one
+        box = box_of(taken)
+        if box is None or not _is_evaluated(dataset, taken):
             continue
         x, y, width, height = box
-        area = one.get("area")
-        # Not found, whatever is detected; its size stays.
-        x = x + _FAR_AWAY if one.get("id") == 0 and is_id(one.get("id")) else x
+        area, crowd = taken.get("area"), taken.get("iscrowd") or 0
+        zero = taken.get("id") == 0 and not crowd
+        if zero and has_zero:
+            x += _FAR_AWAY
         kept.append(
             {
-                "id": len(kept) + 1,
-                "image_id": one["image_id"],
-                "category_id": one["category_id"],
+                "id": 0 if zero and not has_zero else len(kept) + 1,
+                "image_id": taken["image_id"],
+                "category_id": taken["category_id"],
                 "bbox": [x, y, max(width, 0.0), max(height, 0.0)],
                 "area": area if is_number(area) else max(width, 0.0) * max(height, 0.0),
-                "iscrowd": one.get("iscrowd") or 0,
+                "iscrowd": crowd,
             }
         )
-    return ground_truth_of({**dataset.document, "annotations": kept}, path=dataset.path)
+        has_zero = has_zero or zero
+    unknown = [{"id": one, "name": str(one)} for one in more_classes if one not in dataset.names]
+    categories = [*dataset.document["categories"], *unknown]
+    return ground_truth_of({**dataset.document, "annotations": kept, "categories": categories}, path=dataset.path)
 
 
-def _raw_results(path: Path) -> list[dict[str, Any]] | None:
-    """Return COCO results as they are; None for other predictions, or where `load_predictions` says what is wrong."""
+def _is_evaluated(dataset: Dataset, entry: Mapping[str, Any]) -> bool:
+    """Whether an annotation has a box and is of an image and a class that the file has."""
+    known = is_key(entry.get("image_id")) and entry["image_id"] in dataset.image_places
+    return (
+        known
+        and is_id(entry.get("category_id"))
+        and entry["category_id"] in dataset.names
+        and box_of(entry) is not None
+    )
+
+
+def _classes_of_results(path: Path) -> list[int]:
+    """Return the category ids of COCO results; none of other predictions, whose faults others tell."""
     file = path / RESULTS_FILE if path.is_dir() else path
     try:
         entries = json.loads(file.read_bytes())
     except (OSError, ValueError, RecursionError):
-        return None
-    sound = isinstance(entries, list) and all(isinstance(one, dict) for one in entries)
-    return entries if sound else None
-
-
-def _checked(entries: Sequence[dict[str, Any]], truth: GroundTruth, path: Path) -> list[dict[str, Any]]:
-    """Return the results of known classes, checked as predictions are."""
-    known = [one for one in entries if one.get("category_id") in truth.category_ids]
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder, path.with_suffix(".json").name)
-        file.write_text(json.dumps(known), encoding="utf-8")
-        return [*load_predictions(file, truth).results]
+        return []
+    ids = [one.get("category_id") for one in entries if isinstance(one, dict)] if isinstance(entries, list) else []
+    return sorted({one for one in ids if is_id(one)})
