@@ -321,7 +321,7 @@ def test_what_is_asked_for_in_vain_is_refused(tmp_path, convert):
     source = voc_tree(tmp_path / "voc", a=voc_xml(""))
     assert "use --to coco" in convert("voc", source, "--out-format", "pkl", code=2).lower()
     assert "YOLO has no crowds" in convert("voc", source, "--to", "yolo", "--difficult", "crowd", code=2)
-    assert "expected a new or empty one" in convert("voc", source, "--to", "yolo", "-o", source, code=2)
+    assert "expected a new or empty folder" in convert("voc", source, "--to", "yolo", "-o", source, code=2)
     (tmp_path / "data.yaml").write_text("names: [a]")
     (tmp_path / "none").mkdir()
     words = ("yolo", tmp_path / "data.yaml", "--images", tmp_path / "none", "--to", "coco", "-o", tmp_path / "x.json")
@@ -333,6 +333,42 @@ def test_a_written_file_is_read_as_it_was_meant(tmp_path, convert):
     source = coco_tree(tmp_path / "coco", coco_document([annotation(1, 1, [1.5, 1, 5, 5])]))
     convert("coco", source, "--to", "coco", "-o", tmp_path / "out/instances.json")
     assert read_coco(tmp_path / "out/instances.json").annotations[0]["bbox"] == [1.5, 1, 5, 5]
+
+
+def test_where_no_object_is_written_it_is_told(tmp_path, convert):
+    source = voc_tree(tmp_path / "voc", a=voc_xml(voc_object("dog", 1, 1, 9, 9)))
+    report = convert("yolo", source, "--to", "coco", "-o", tmp_path / "a.json")
+    assert "read as yolo: check the format" in report["notes"][-1]
+    message = convert("yolo", source, "--to", "coco", "-o", tmp_path / "a", code=2)
+    assert "got no object, so that no file is written (no_objects 1)" in message
+    truth = cityscapes_tree(tmp_path / "c", {"train/a/a": np.full((48, 64), 26001)})
+    assert "--gt-dir: got" in convert(
+        "cityscapes", truth, "--gt-dir", "gt", "--to", "yolo", "-o", tmp_path / "y", code=2
+    )
+
+
+def test_a_class_that_is_named_twice_is_one(tmp_path, convert):
+    source = voc_tree(tmp_path / "voc", a=voc_xml(voc_object("dog", 1, 1, 9, 9)))
+    report = convert("voc", source, "-o", tmp_path / "a.json", "--classes", "dog", "dog")
+    assert report["categories"] == [{"id": 1, "name": "dog"}]
+
+
+def test_names_that_cannot_be_written_are_refused(tmp_path, convert):
+    source = coco_tree(tmp_path / "coco", coco_document([annotation(1, 1, [1, 1, 5, 5])]))
+    sound = source.read_text()
+    for wrong in ("\\ud800.jpg", "a\\u0000.jpg", "x" * 300 + ".jpg"):
+        source.write_text(sound.replace("1.jpg", wrong))
+        assert "images[0]: got the file_name" in convert("coco", source, "--to", "voc", "-o", tmp_path / "out", code=2)
+    source.write_text(sound.replace('"cat"', '"c\\u0001"'))
+    assert "categories[0]: got the name" in convert("coco", source, "--to", "voc", "-o", tmp_path / "out", code=2)
+    latin = yolo_tree(tmp_path / "yolo", {"train/a": "0 .5 .5 .2 .2"})
+    (latin / "images/train/a.jpg").rename(latin / "images/train/caf\udce9.jpg")
+    message = convert("yolo", latin, "--to", "coco", "-o", tmp_path / "a.json", code=2)
+    assert "expected one in UTF-8. Rename the file" in message
+    (tmp_path / "folder.json").mkdir()
+    source.write_text(sound)
+    message = convert("coco", source, "--to", "coco", "-o", tmp_path / "folder.json", code=2)
+    assert f"{tmp_path / 'folder.json'}: Is a directory" in message
 
 
 def test_a_killed_conversion_leaves_no_process(tmp_path):

@@ -219,6 +219,42 @@ def test_bad_lines_and_lonely_labels_of_yolo_are_told(tmp_path):
     assert dataset.problems[0].detail == "x.txt, line 2: got 'cat .5 .5 .1 .1'"
 
 
+def test_yolo_labels_of_pixels_of_no_photograph_and_with_a_byte_order_mark(tmp_path):
+    labels = {
+        "train/pixels": "0 32 24 10 10\n0 .1 .1 5 .1 .5 .5\n",
+        "train/huge": "1000000000 .5 .5 .1 .1\n",
+        "train/lost": "0 .5 .5 .1 .1\n1 .5 .5 .1 .1\n",
+        "train/windows": "\ufeff1 .5 .5 .25 .25\n",
+    }
+    folder = yolo_tree(tmp_path, labels, names="[cat, dog]")
+    (folder / "images/train/lost.jpg").write_bytes(b"no photograph")
+    dataset = read_yolo(folder)
+    assert [(one["category_id"], one["bbox"]) for one in dataset.annotations] == [(2, [24, 18, 16, 12])]
+    assert [(one.kind, one.detail.partition(", expected")[0]) for one in dataset.problems] == [
+        ("bad_label", "huge.txt, line 1: got '1000000000 .5 .5 .1 .1'"),
+        ("bad_label", "lost.txt: 2 lines with fractions of a photograph without a size"),
+        ("bad_label", "pixels.txt, line 1: got '0 32 24 10 10'"),
+        ("bad_label", "pixels.txt, line 2: got '0 .1 .1 5 .1 .5 .5'"),
+    ]
+
+
+def test_a_damaged_data_yaml_is_not_passed_over(tmp_path):
+    folder = yolo_tree(tmp_path, {"train/x": "0 .5 .5 .1 .1"})
+    (folder / "data.yaml").write_text("names: [cat\ntrain: images/train")
+    with pytest.raises(DatasetFormatError, match="cannot be read as YAML"):
+        load_dataset(Source(folder))
+
+
+def test_aliases_of_yaml_are_not_written_out(tmp_path):
+    """Each line is nine times the one before: as text, the last would have 9^20 letters."""
+    lines = ["a0: &a0 [x]", *(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 21))]
+    folder = yolo_tree(tmp_path, {"train/x": ""})
+    for names in ("*a20", "{0: *a20}"):
+        (folder / "data.yaml").write_text("\n".join([*lines, f"names: {names}", "train: images/train"]))
+        with pytest.raises(DatasetFormatError, match="expected a list of names"):
+            load_dataset(Source(folder))
+
+
 def test_a_data_yaml_that_names_nothing_is_refused(tmp_path):
     folder = yolo_tree(tmp_path, {"train/x": ""})
     (folder / "data.yaml").write_text("train: nowhere\nnames: [cat]")
@@ -305,6 +341,16 @@ def test_cityscapes_ids_begin_with_one(tmp_path):
     assert average_recall(0) == 0.5
     assert average_recall(1) == 1.0
     assert [one["id"] for one in dataset.annotations] == [1, 2, 3]
+
+
+def test_the_truth_of_another_size_is_left_out(tmp_path):
+    """Its masks would not fit the photograph, and pycocotools would not tell."""
+    folder = cityscapes_tree(tmp_path, {"train/aachen/x": street(), "train/aachen/y": street()})
+    photograph(folder / "leftImg8bit/train/aachen/y_leftImg8bit.png", (32, 24))
+    dataset = load_dataset(Source(folder))
+    assert {one["image_id"] for one in dataset.annotations} == {1}
+    details = [(one.kind, one.detail) for one in dataset.problems]
+    assert details == [("bad_label", "y_gtFine_instanceIds.png: got 64 × 48, the photograph has 32 × 24")]
 
 
 def test_cityscapes_without_truth_is_told(tmp_path):

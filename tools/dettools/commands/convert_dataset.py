@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,10 +47,10 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     check = kinds.add_parser(
         "check",
         help="a COCO file: what falsifies its AP, and by how much",
-        description="Look for what falsifies COCO metrics: id 0, ids twice, category index instead of id, corners as width and "
-        "height, normalised boxes, sizes swapped by EXIF (needs the image files), duplicates, empty boxes; in COCO "
-        "results too. With --predictions, tell what each takes from AP in files that are sound but for it. Exit code "
-        "1: there is one.",
+        description="Look for what falsifies COCO metrics: id 0, ids twice, category index instead of id, corners as "
+        "width and height, normalised boxes, sizes swapped by EXIF (needs the image files), duplicates, empty boxes; "
+        "in COCO results too. With --predictions, tell what each takes from AP in files that are sound but for it. "
+        "Exit code 1: there is one.",
     )
     check.add_argument("annotations", type=Path, metavar="ANNOTATIONS", help="COCO annotation file")
     check.add_argument(
@@ -194,12 +195,16 @@ def run(args: argparse.Namespace) -> int:
         )
         try:
             conversion, report = _convert(args, converter, reader, parts)
+            conversion = _told_if_empty(args, conversion)
             document = _document(args, rules, conversion)
             report.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
         except OSError as error:
             raise ConvertOptionsError(
-                f"{error.filename or args.out}: {error.strerror or error}. Name another --out."
+                f"{error.filename2 or error.filename or args.out}: {error.strerror or error}. Name another --out."
             ) from None
+        except UnicodeEncodeError as error:
+            got = error.object[max(0, error.start - 40) : error.end + 40]
+            raise ConvertOptionsError(f"got the name {got!r}, expected one in UTF-8. Rename the file.") from None
     print_conversion(conversion, rules, Console(stderr=args.json))
     print(f"report: {report}", file=sys.stderr)
     if args.json:
@@ -217,11 +222,17 @@ def _source(args: argparse.Namespace, rules: Rules) -> tuple[Reader, list[Part]]
     if kind in ("cityscapes", "voc") and not args.source.is_dir():
         raise ConvertOptionsError(f"got {args.source}, expected a folder.")
     if kind == "cityscapes":
+        if not (args.source / args.gt_dir).is_dir():
+            raise ConvertOptionsError(f"--gt-dir: got {args.source / args.gt_dir}, expected the folder of the truth.")
         masks = not rules.boxes_only and (rules.target == "coco" or rules.outlines)
         return cityscapes_parts(args.source, args.img_dir, args.gt_dir, split=args.split, masks=masks)
     if kind == "voc":
         return voc_parts(
-            args.source, args.images, split=args.split, overlapping=rules.target == "coco", classes=args.classes or ()
+            args.source,
+            args.images,
+            split=args.split,
+            overlapping=rules.target == "coco",
+            classes=tuple(dict.fromkeys(args.classes or ())),
         )
     if kind == "yolo":
         return yolo_parts(args.source, args.images, split=args.split)
@@ -250,6 +261,20 @@ def _convert(
             "Choose one with --split, or name a folder."
         )
     return converter.to_coco({out: parts[0]}, extra, keep_empty=True), out.with_suffix(".report.json")
+
+
+def _told_if_empty(args: argparse.Namespace, conversion: Conversion) -> Conversion:
+    """Add a note if there is no object in what was written; a data set of which nothing is written is an error."""
+    if any(one.annotations for one in conversion.outputs):
+        return conversion
+    if not conversion.outputs:
+        counts = ", ".join(f"{reason} {count}" for reason, count in sorted(conversion.skipped.counts.items()))
+        raise ConvertOptionsError(
+            f"{args.source}: got no object, so that no file is written ({counts}). "
+            "Check the source; for a list of images without objects name a file: --out FILE.json"
+        )
+    note = f"no object was found in {args.source}, read as {args.source_format}: check the format and where labels lie"
+    return replace(conversion, notes=(*conversion.notes, note))
 
 
 def _file_name(kind: str, split: str) -> str:

@@ -110,7 +110,8 @@ def _read_objects(path: Path, image: int, builder: DocumentBuilder, *, masks: bo
     entry = builder.images[image]
     if (entry["width"], entry["height"]) != (width, height):
         shown = f"{entry['width']} × {entry['height']}"
-        builder.problem("size_mismatch", f"{path.name}: got {width} × {height}, the photograph has {shown}", image)
+        builder.problem("bad_label", f"{path.name}: got {width} × {height}, the photograph has {shown}", image)
+        return
     values = np.unique(numbers[numbers >= _FIRST_LABEL])
     if values.max(initial=0) > _LAST_NUMBER:
         builder.problem("bad_label", f"{path.name}: got the number {values[-1]}, expected up to {_LAST_NUMBER}", image)

@@ -1,6 +1,7 @@
 """COCO annotation files as they are, and where their images lie."""
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from dettools.ground_truth import GroundTruth, ImageEntry, base_name
 
 # So many names are tried in a folder to tell whether the images lie there.
 _TRIED = 20
+_UNWRITABLE = re.compile("[\x00-\x1f\ud800-\udfff]")
 
 
 def read_coco(path: Path, *, images: Path | None = None, kind: str = "coco") -> Dataset:
@@ -63,6 +65,20 @@ def _outline(document: Any, path: Path) -> Iterator[str]:
             raise DatasetFormatError(f"{path}: {key}[{wrong}] is no object.")
     if not document["images"]:
         raise DatasetFormatError(f"{path}: got no image, expected at least one.")
+    for key, name in (("images", "file_name"), ("categories", "name")):
+        for place, one in enumerate(document[key]):
+            if isinstance(text := one.get(name), str) and not _can_be_written(text):
+                raise DatasetFormatError(
+                    f"{path}: {key}[{place}]: got the {name} {text[:80]!r}, expected a text that can be a file's name. "
+                    "Correct it."
+                )
+
+
+def _can_be_written(text: str) -> bool:
+    """Whether a text can stand in XML and be a path; Linux takes 255 bytes a name."""
+    if _UNWRITABLE.search(text):
+        return False
+    return len(text) < 60 or (len(text.encode()) < 4096 and all(len(part.encode()) < 256 for part in text.split("/")))
 
 
 def _folders(path: Path, names: Sequence[str]) -> Iterator[Path]:

@@ -9,6 +9,7 @@ else beside it; an image without one has no object; classes count from 0, here t
 are of the photograph turned by its EXIF orientation.
 """
 
+import reprlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,8 @@ from dettools.image_files import SUFFIXES
 CLASSES = "classes.txt"
 # A class number of a billion is a mistake, and not a billion names.
 _MOST_CLASSES = 100_000
+# Rounding. Ultralytics refuses the image beyond it; coordinates in pixels are the usual reason.
+_LARGEST_FRACTION = 1.01
 SPLITS = ("train", "val", "valid", "test")
 
 
@@ -100,17 +103,23 @@ def orphaned_labels(used: Collection[Path]) -> Iterator[str]:
 
 def data_yaml(folder: Path) -> Path | None:
     """Return the YAML file of a folder that describes a YOLO data set."""
-    for file in (folder / "data.yaml", folder / "dataset.yaml", *sorted(folder.glob("*.y*ml"))):
-        if file.is_file() and is_data_yaml(file):
-            return file
-    return None
+    first = folder / "data.yaml"
+    # A damaged one is told where it is read, and not passed over.
+    return next(
+        (
+            file
+            for file in (first, folder / "dataset.yaml", *sorted(folder.glob("*.y*ml")))
+            if file.is_file() and (is_data_yaml(file) or file == first)
+        ),
+        None,
+    )
 
 
 def is_data_yaml(path: Path) -> bool:
     """Whether a YAML file names classes and images as YOLO's do."""
     try:
-        values = yaml.safe_load(path.read_bytes())
-    except (OSError, ValueError, yaml.YAMLError):
+        values = _read_yaml(path)
+    except DatasetFormatError:
         return False
     return isinstance(values, dict) and "names" in values
 
@@ -125,13 +134,10 @@ def describe(path: Path) -> Description:
     file = data_yaml(root) if path.is_dir() else path
     if file is None:
         listing = next((one for one in (root / CLASSES, root / "labels" / CLASSES) if one.is_file()), None)
-        lines = listing.read_text("utf-8", "replace").splitlines() if listing else []
+        lines = listing.read_text("utf-8-sig", "replace").splitlines() if listing else []
         names = tuple(line.strip() for line in lines if line.strip())
         return Description(names, {"": [root]}, keypoints=False)
-    try:
-        values = yaml.safe_load(file.read_bytes())
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise DatasetFormatError(f"{file}: cannot be read as YAML: {error}") from None
+    values = _read_yaml(file)
     if not isinstance(values, dict) or "names" not in values:
         raise DatasetFormatError(f"{file}: expected a YAML mapping with names, and train, val or test.")
     base = file.parent / str(values.get("path") or "")
@@ -140,14 +146,24 @@ def describe(path: Path) -> Description:
     return Description(_names(values["names"], file), sources or {"": [root]}, bool(values.get("kpt_shape")))
 
 
+def _read_yaml(file: Path) -> Any:
+    try:
+        return yaml.safe_load(file.read_bytes())
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        raise DatasetFormatError(f"{file}: cannot be read as YAML: {error}") from None
+
+
 def _names(values: Any, file: Path) -> tuple[str, ...]:
-    if isinstance(values, dict):
-        if not values or not all(isinstance(key, int) and 0 <= key < _MOST_CLASSES for key in values):
-            raise DatasetFormatError(f"{file}: got names {values!r}, expected class numbers from 0 and names.")
-        return tuple(str(values.get(number, f"class {number}")) for number in range(max(values) + 1))
+    # Aliases can make gigabytes of a few lines, but not out of one text.
+    found = values.values() if isinstance(values, dict) else values
+    if not isinstance(values, dict | list) or not all(isinstance(one, str | int | float) for one in found):
+        got = reprlib.repr(values)
+        raise DatasetFormatError(f"{file}: got names {got}, expected a list of names, or numbers and names.")
     if isinstance(values, list):
         return tuple(map(str, values))
-    raise DatasetFormatError(f"{file}: got names {values!r}, expected a list of names, or numbers and names.")
+    if not values or not all(isinstance(key, int) and 0 <= key < _MOST_CLASSES for key in values):
+        raise DatasetFormatError(f"{file}: got names {reprlib.repr(values)}, expected class numbers from 0 and names.")
+    return tuple(str(values.get(number, f"class {number}")) for number in range(max(values) + 1))
 
 
 def _sources(values: Any, base: Path, file: Path) -> list[Path]:
@@ -205,8 +221,13 @@ def read_yolo_image(file: Path, label: Path, root: Path, keypoints: bool, builde
         size = (0, 0)
     image = builder.image(name, size, file if file.is_file() else None)
     try:
-        lines = label.read_text("utf-8", "replace").splitlines()
+        lines = label.read_text("utf-8-sig", "replace").splitlines()
     except OSError:
+        return -1
+    if min(size) <= 0 and (count := sum(1 for line in lines if line.strip())):
+        builder.problem(
+            "bad_label", f"{label.name}: {count} lines with fractions of a photograph without a size", image
+        )
         return -1
     highest = -1
     for number, line in enumerate(lines, start=1):
@@ -215,8 +236,10 @@ def read_yolo_image(file: Path, label: Path, root: Path, keypoints: bool, builde
         row = _row(line)
         if row is None:
             builder.problem("bad_label", f"{label.name}, line {number}: got {line.strip()[:80]!r}", image)
-        elif min(size) > 0:
-            # Without the photograph's size its fractions are of nothing; that it cannot be read is told elsewhere.
+        elif max(row[1][:4] if _has_box(row[1], keypoints) else row[1]) > _LARGEST_FRACTION:
+            got = f"got {line.strip()[:80]!r}, expected fractions of the width and height, up to 1"
+            builder.problem("bad_label", f"{label.name}, line {number}: {got}", image)
+        else:
             highest = max(highest, row[0])
             _add(builder, image, row[0], row[1], size, keypoints)
     return highest
@@ -228,17 +251,22 @@ def _row(line: str) -> tuple[int, list[float]] | None:
         first, *rest = (float(part) for part in line.split())
     except ValueError:
         return None
-    if not first.is_integer() or first < 0 or len(rest) < 4 or not all(map(is_number, rest)):
+    if not first.is_integer() or not 0 <= first < _MOST_CLASSES or len(rest) < 4 or not all(map(is_number, rest)):
         return None
     # Four of a box; an outline has three points or more; 4 + 3k and 4 + 2k with keypoints. Five would have a score.
     return None if len(rest) == 5 else (int(first), rest)
+
+
+def _has_box(values: Sequence[float], keypoints: bool) -> bool:
+    """Whether they begin with a centre and sizes; else they are an outline."""
+    return len(values) == 4 or keypoints or len(values) % 2 == 1
 
 
 def _add(
     builder: DocumentBuilder, image: int, label: int, values: Sequence[float], size: tuple[int, int], keypoints: bool
 ) -> None:
     width, height = size
-    if len(values) == 4 or keypoints or len(values) % 2:
+    if _has_box(values, keypoints):
         centre_x, centre_y, part_x, part_y = values[:4]
         box: Box = (
             (centre_x - part_x / 2) * width,
