@@ -10,7 +10,6 @@ Nothing stands under the output's name before all of it is written.
 import itertools
 import json
 import shutil
-import tempfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -29,10 +28,12 @@ from dettools.datasets.conversion_pieces import (
     pool,
     read_by_worker,
     read_piece,
+    workspace,
     write_piece,
 )
 from dettools.datasets.conversion_rules import Rules, Tally
 from dettools.datasets.dataset import DatasetFormatError, Progress, is_id
+from dettools.datasets.voc import FROM_0, PixelCount
 from dettools.datasets.writing import CocoWriter, Files, FolderWriter, Written
 from dettools.ground_truth import base_name
 
@@ -110,7 +111,7 @@ class Converter:
         self._skipped, self._lost, self._unread = Tally(), Counter[str](), Counter[str]()
         self._notes: list[str] = []
         self._done = self._total = 0
-        self._from_one = True
+        self._counted = PixelCount()
 
     def to_coco(self, parts: Mapping[Path, Part], extra: Mapping[str, Any], *, keep_empty: bool) -> Conversion:
         """Write one COCO file a part; ``extra`` joins the document. A part without any object may be left out.
@@ -122,17 +123,17 @@ class Converter:
         for path in parts:
             path.parent.mkdir(parents=True, exist_ok=True)
         with (
-            tempfile.TemporaryDirectory(dir=next(iter(parts)).parent, prefix=".spills.") as folder,
+            workspace(next(iter(parts)).parent) as folder,
             pool(self._processes, self._reader_of_workers()) as mapped,
         ):
-            pieces = self._read([*parts.values()], Path(folder), mapped)
+            pieces = self._read([*parts.values()], folder, mapped)
             everything = list(itertools.chain(*pieces))
             table = self._table(everything)
             for (path, part), some in zip(parts.items(), pieces, strict=True):
                 if not keep_empty and not any(piece.annotations for piece in some):
                     self._skipped.add("no_objects", f"{part.name}: {path.name} is not written")
                     continue
-                work = Path(folder, f"output-{len(outputs)}")
+                work = folder / f"output-{len(outputs)}"
                 written = self._write_document(path, some, table, work, extra, mapped)
                 outputs.append(Output(path, part.name, written.images, written.annotations))
         return self._conversion(outputs, table)
@@ -143,19 +144,20 @@ class Converter:
         Raises:
             DatasetFormatError: the folder has files already, or one cannot be read or written.
         """
-        if root.exists() and (not root.is_dir() or any(root.iterdir())):
-            raise DatasetFormatError(
-                f"{root}: got a folder with files, expected a new or empty one. Name another --out."
-            )
-        root.parent.mkdir(parents=True, exist_ok=True)
+        # What it links to, which need not be there yet.
+        place = root.resolve()
+        if place.exists() and (not place.is_dir() or any(place.iterdir())):
+            got = "a folder with files" if place.is_dir() else "a file"
+            raise DatasetFormatError(f"{root}: got {got}, expected a new or empty folder. Name another --out.")
+        place.parent.mkdir(parents=True, exist_ok=True)
         with (
-            tempfile.TemporaryDirectory(dir=root.parent, prefix=f".{root.name}.") as folder,
+            workspace(place.parent) as folder,
             pool(self._processes, self._reader_of_workers()) as mapped,
         ):
-            spills, tree = Path(folder, "spills"), Path(folder, "tree")
-            pieces = self._read(parts, spills, mapped)
+            tree = folder / "tree"
+            pieces = self._read(parts, folder / "spills", mapped)
             together = list(itertools.chain(*pieces))
-            table, first = self._table(together), self._written_first(together)
+            table, first = self._table(together), self._first()
             stems = _stems([name for piece in together for name in piece.names])
             outputs = []
             for part, some in zip(parts, pieces, strict=True):
@@ -171,7 +173,7 @@ class Converter:
                 outputs.append(Output(root, split, written.images, written.annotations))
             if self._rules.target == "yolo":
                 self._describe(tree, [one.name for one in outputs], table)
-            tree.replace(root)
+            tree.replace(place)
         return self._conversion(outputs, table)
 
     def _write_document(
@@ -190,6 +192,9 @@ class Converter:
             CocoWriter(images / f"{at:08}", annotations / f"{at:08}") for at in range(len(pieces))
         ]
         names = [name for piece in pieces for name in piece.names]
+        for name, count in Counter(names).items():
+            if count > 1 and name:
+                self._skipped.add("duplicate_file_name", f"{name}: {count} images")
         written = self._write(pieces, table, names, writers, mapped)
         whole = work / path.name
         with whole.open("wb") as stream:
@@ -229,9 +234,9 @@ class Converter:
             for piece in own or mapped(read_by_worker, tasks):
                 self._skipped.merge(piece.skipped)
                 self._unread.update(piece.unread)
+                self._counted.merge(piece.counted)
                 self._tell(piece.images)
                 pieces[-1].append(piece)
-        self._from_one = all(piece.from_one for some in pieces for piece in some)
         return pieces
 
     def _write(
@@ -243,7 +248,7 @@ class Converter:
         mapped: Map,
     ) -> Written:
         keep = self._keeps_ids()
-        first = self._read_first()
+        first = self._first() if self._reader.kind == "voc" else 0
         image, annotation, tasks = 1, 1, []
         for piece, writer in zip(pieces, writers, strict=True):
             numbering = Numbering(image, annotation, keep, table, first)
@@ -288,26 +293,15 @@ class Converter:
                 self._lost["classes without any object"] += len(empty)
         return table
 
-    def _read_first(self) -> int:
-        if self._reader.kind != "voc":
+    def _first(self) -> int:
+        """Return what VOC's first pixel of a row is called, read or written: one rule, so that the way back is sure."""
+        if "voc" not in (self._reader.kind, self._rules.target):
             return 0
         if self._first_pixel is not None:
             return self._first_pixel
-        first = int(self._from_one)
-        if not first:
-            self._note("coordinates count from 0 (one is below 1, or is no whole number); VOC's own count from 1")
-        return first
-
-    def _written_first(self, pieces: Sequence[Piece]) -> int:
-        """Return what a written VOC box counts from: a reader takes fractions for boxes that count from 0."""
-        if self._rules.target != "voc" or self._reader.kind == "voc":
-            return self._read_first()
-        if self._first_pixel is not None:
-            return self._first_pixel
-        whole = all(piece.whole for piece in pieces)
-        if not whole:
-            self._note("boxes have fractions of a pixel and are written counting from 0; VOC's own count from 1")
-        return int(whole)
+        if not self._counted.first:
+            self._note(FROM_0)
+        return self._counted.first
 
     def _keeps_ids(self) -> bool:
         """Whether the entries of a COCO file keep their ids: predictions name images by them."""

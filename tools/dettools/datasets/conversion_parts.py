@@ -2,7 +2,8 @@
 
     cityscapes_parts · voc_parts · yolo_parts · loaded_parts ─► reader, [Part, …]
 
-A reader is sent to other processes; what one of its calls reads does not depend on the other calls.
+A reader is sent to other processes; what one of its calls reads does not depend on the other calls. Cityscapes' is
+imported where it is used: the processes that read other formats need not wait for NumPy.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,7 +11,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from dettools.datasets.cityscapes import IMAGES, LABELS, photograph_files, read_photograph
 from dettools.datasets.dataset import Dataset, DatasetFormatError, DocumentBuilder, is_key
 from dettools.datasets.voc import Pictures, annotation_files, read_voc_file, voc_roots
 from dettools.datasets.yolo import Description, describe, image_files, label_file, orphaned_labels, read_yolo_image
@@ -62,10 +62,14 @@ class CityscapesReader:
     @property
     def categories(self) -> Mapping[Any, tuple[int, str]]:
         """Cityscapes' own ids."""
+        from dettools.datasets.cityscapes import LABELS
+
         return {identifier: (identifier, name) for identifier, name in LABELS.items()}
 
     def read(self, items: Sequence[Path], builder: DocumentBuilder) -> None:
         """Add photographs."""
+        from dettools.datasets.cityscapes import read_photograph
+
         for file in items:
             if not read_photograph(file, self.photographs, self.truth, builder, masks=self.masks):
                 builder.problem("no_truth", f"{file.name}: counts as empty", len(builder.images) - 1)
@@ -91,10 +95,10 @@ class VocReader:
         named = {name: (number, name) for number, name in enumerate(self.classes, start=1)}
         return named or None
 
-    def read(self, items: Sequence[Path], builder: DocumentBuilder) -> None:
+    def read(self, items: Sequence[str], builder: DocumentBuilder) -> None:
         """Add XML files; boxes count from 0 (`dettools.datasets.voc.count_from`)."""
         for file in items:
-            read_voc_file(file, self.folder, self.pictures, builder)
+            read_voc_file(Path(file), self.folder, self.pictures, builder)
 
     def left_out(self, _parts: Sequence[Part], /) -> Sequence[tuple[str, str]]:
         """Nothing."""
@@ -166,6 +170,8 @@ def cityscapes_parts(
     Raises:
         DatasetFormatError: there is no photograph.
     """
+    from dettools.datasets.cityscapes import IMAGES, photograph_files
+
     photographs = folder / images
     names = [split] if split else sorted(one.name for one in photographs.glob("*") if one.is_dir())
     if not names:
@@ -194,7 +200,7 @@ def voc_parts(
     roots = voc_roots(folder)
     if not roots:
         raise DatasetFormatError(f"{folder}: got no XML file, expected Pascal VOC annotations, one an image.")
-    found: dict[str, list[Path]] = {}
+    found: dict[str, list[str]] = {}
     for root in roots:
         there = [one for one in VOC_SPLITS if (root / "ImageSets" / "Main" / f"{one}.txt").is_file()]
         if not overlapping and {"train", "val"} <= set(there):

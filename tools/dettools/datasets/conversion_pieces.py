@@ -1,27 +1,31 @@
 """The pieces of a conversion: read one, write one, and the processes that do it."""
 
+import fcntl
 import multiprocessing
 import os
 import pickle
+import shutil
 import signal
+import tempfile
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from dettools.datasets.conversion_parts import Reader
 from dettools.datasets.conversion_rules import Rules, Tally, degenerate
-from dettools.datasets.dataset import DatasetFormatError, DocumentBuilder
-from dettools.datasets.voc import count_from, counts_from_one
+from dettools.datasets.dataset import DatasetFormatError, DocumentBuilder, size_of
+from dettools.datasets.voc import PixelCount, count_from
 from dettools.datasets.writing import Batch, CocoWriter, FolderWriter, Written
 
 Map = Callable[[Callable[[Any], Any], Sequence[Any]], Iterable[Any]]
 ReadTask = tuple[Sequence[Any], Path, Rules]
+_WORKSPACE = ".convert-dataset."
 # Where a worker process has its reader, which it gets once.
 _reader: list[Reader] = []
 
@@ -34,8 +38,7 @@ class Piece:
     images: int = 0
     annotations: int = 0
     keys: set[Any] = field(default_factory=set)
-    whole: bool = True
-    from_one: bool = True
+    counted: PixelCount = field(default_factory=PixelCount)
     names: list[str] = field(default_factory=list)
     skipped: Tally = field(default_factory=Tally)
     unread: Counter[str] = field(default_factory=Counter)
@@ -63,6 +66,23 @@ class Task:
 
 
 @contextmanager
+def workspace(parent: Path) -> Iterator[Path]:
+    """Yield a new folder in another, for what is not finished; remove it, and those of conversions that were killed."""
+    for lock in parent.glob(f"{_WORKSPACE}*/lock"):
+        with suppress(OSError), lock.open("r+b") as stream:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(lock.parent)
+    with tempfile.TemporaryDirectory(dir=parent, prefix=_WORKSPACE) as name:
+        folder = Path(name)
+        with (folder / "unlocked").open("wb") as stream:
+            # A file system may have no locks. Renamed when it is locked: others must not find it before.
+            with suppress(OSError):
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                (folder / "unlocked").rename(folder / "lock")
+            yield folder
+
+
+@contextmanager
 def pool(processes: int, reader: Reader | None) -> Iterator[Map]:
     """Yield a function that maps tasks in order, by processes if there are more than one.
 
@@ -76,8 +96,17 @@ def pool(processes: int, reader: Reader | None) -> Iterator[Map]:
     # A forked process would inherit threads that are not there.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(processes, context, _start_worker, (reader,)) as executor:
+
+        def mapped(function: Callable[[Any], Any], tasks: Sequence[Any]) -> Iterable[Any]:
+            # Starts the processes, which keep the mask: Ctrl-C is the parent's, which ends them.
+            before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+            try:
+                return executor.map(function, tasks)
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
         try:
-            yield executor.map
+            yield mapped
         except BrokenProcessPool:
             raise DatasetFormatError(
                 "a process that converts was ended from outside. Is there memory enough?"
@@ -88,9 +117,7 @@ def pool(processes: int, reader: Reader | None) -> Iterator[Map]:
 
 
 def _start_worker(reader: Reader | None) -> None:
-    # Ctrl-C is the parent's, which ends the others.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # A parent that was killed cannot.
+    # A parent that was killed cannot end its processes.
     threading.Thread(target=_end_with_the_parent, daemon=True).start()
     _take_reader(reader)
 
@@ -120,6 +147,13 @@ def read_piece(reader: Reader, task: ReadTask) -> Piece:
         piece.skipped.add(problem.kind, problem.detail)
     categories = reader.categories
     names = [str(image.get("file_name") or "") for image in builder.images]
+    if rules.target == "coco" and reader.kind != "coco":
+        # Other targets tell when they are written.
+        for image, file, name in zip(builder.images, builder.files, names, strict=True):
+            if file is None:
+                piece.skipped.add("missing_file", f"{name}: is written all the same")
+            if size_of(image) is None:
+                piece.skipped.add("no_image_size", f"{name}: is written with {image['width']} x {image['height']}")
     objects: list[list[dict[str, Any]]] = [[] for _ in builder.images]
     for one in builder.annotations:
         place = one["image_id"] - 1
@@ -128,10 +162,10 @@ def read_piece(reader: Reader, task: ReadTask) -> Piece:
             continue
         if not rules.takes(one, reader.kind == "voc", piece.skipped, names[place]):
             continue
-        box = one.get("bbox")
-        if box:
-            piece.whole = piece.whole and all(float(value).is_integer() for value in box)
-            piece.from_one = piece.from_one and (reader.kind != "voc" or counts_from_one(box))
+        if "voc" in (reader.kind, rules.target):
+            left, top, width, height = one["bbox"]
+            shift = int(reader.kind != "voc")
+            piece.counted.add(left + shift, top + shift, left + width, top + height)
         piece.keys.add(one["category_id"])
         objects[place].append(one)
     piece.annotations = sum(map(len, objects))

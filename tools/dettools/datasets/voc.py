@@ -5,11 +5,12 @@ machine, any classes. Not read are entity declarations: a few lines of them can 
 or for a file of this machine.
 
 Coordinates count pixels from 1 and include the last one (VOC devkit), so that xmin=1, xmax=W is the whole width. Many
-tools write them from 0; a data set with a coordinate below 1, or with fractions, is taken as such.
+tools write them from 0: `PixelCount` tells one from the other.
 """
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 from xml.etree.ElementTree import Element, TreeBuilder
@@ -31,11 +32,52 @@ IMAGE_FOLDERS = ("JPEGImages", "images", "Images", "img")
 _SIDES = ("xmin", "ymin", "xmax", "ymax")
 # Kept as ``attributes`` of the annotation.
 ATTRIBUTES = ("pose", "truncated", "difficult", "occluded")
+_SUFFIXES = tuple(SUFFIXES)
+# Of a coordinate, as they are written: a millionth of a pixel.
+DIGITS = 6
+# VOC2012, which counts from 1, has fractions in two of its 17,125 files.
+_FEW_FRACTIONS = 0.01
+FROM_0 = (
+    "coordinates count from 0 (one is below 1, or more than 1 % of the boxes have fractions); VOC's own count from 1"
+)
 _READ_OF_IMAGE, _READ_OF_OBJECT = frozenset({"filename", "size", "object"}), frozenset({"name", "bndbox", *ATTRIBUTES})
 
 
 class XmlRefusedError(DatasetFormatError):
     """An XML file declares entities."""
+
+
+@dataclass
+class PixelCount:
+    """What boxes tell of what the first pixel of a row is called: 0 or 1.
+
+    Attributes:
+        boxes: how many there are.
+        fractions: with a coordinate that is no whole number.
+        below: that begin before 1.
+    """
+
+    boxes: int = 0
+    fractions: int = 0
+    below: int = 0
+
+    def add(self, left: float, top: float, right: float, bottom: float) -> None:
+        """Add a box with the coordinates that its file has, or would have if it counted from 1."""
+        corners = [round(float(value), DIGITS) for value in (left, top, right, bottom)]
+        self.boxes += 1
+        self.fractions += not all(value.is_integer() for value in corners)
+        self.below += min(corners[:2]) < 1
+
+    def merge(self, other: "PixelCount") -> None:
+        """Add the boxes of another."""
+        self.boxes += other.boxes
+        self.fractions += other.fractions
+        self.below += other.below
+
+    @property
+    def first(self) -> int:
+        """What the first pixel is called."""
+        return int(not self.below and self.fractions <= _FEW_FRACTIONS * self.boxes)
 
 
 def read_voc(
@@ -65,21 +107,21 @@ def read_voc(
     builder = DocumentBuilder()
     pictures = Pictures(folder, images)
     for number, file in enumerate(files, start=1):
-        read_voc_file(file, folder, pictures, builder)
+        read_voc_file(Path(file), folder, pictures, builder)
         if progress:
             progress(number, len(files))
-    first = first_pixel
-    if first is None:
-        first = int(all(counts_from_one(entry["bbox"]) for entry in builder.annotations))
+    counted = PixelCount()
+    for entry in builder.annotations:
+        left, top, width, height = entry["bbox"]
+        counted.add(left, top, left + width, top + height)
+    first = counted.first if first_pixel is None else first_pixel
     for entry in builder.annotations:
         count_from(first, entry)
     names = sorted({entry["category_id"] for entry in builder.annotations})
     ids = {name: place for place, name in enumerate(names, start=1)}
     for entry in builder.annotations:
         entry["category_id"] = ids[entry["category_id"]]
-    notes = []
-    if first_pixel is None and builder.annotations and not first:
-        notes.append("coordinates count from 0 (one is below 1, or is no whole number); VOC's own count from 1")
+    notes = [FROM_0] if first_pixel is None and not first else []
     return builder.finish("voc", folder, [{"id": place, "name": name} for name, place in ids.items()], notes)
 
 
@@ -121,13 +163,21 @@ def parse_xml(content: bytes, path: Path) -> Element:
 def _own_folder(folder: Path) -> Path | None:
     """Return where the XML files of a folder lie."""
     for inner in (folder, *(folder / name for name in ANNOTATION_FOLDERS)):
-        if inner.is_dir() and next(inner.glob("*.xml"), None):
+        if inner.is_dir() and next(_xml_files(inner), None):
             return inner
     return None
 
 
-def annotation_files(root: Path, split: str | None) -> Sequence[Path]:
-    """Return the XML files of a split, else all of one folder.
+def _xml_files(folder: Path) -> Iterator[str]:
+    try:
+        with os.scandir(folder) as entries:
+            yield from (entry.path for entry in entries if entry.name.endswith(".xml"))
+    except PermissionError:
+        return
+
+
+def annotation_files(root: Path, split: str | None) -> list[str]:
+    """Return the XML files of a split, else all of one folder; not as paths: a data set has a hundred thousand.
 
     Raises:
         DatasetFormatError: no such split.
@@ -136,7 +186,7 @@ def annotation_files(root: Path, split: str | None) -> Sequence[Path]:
     if folder is None:
         return []
     if split is None:
-        return sorted(folder.glob("*.xml"))
+        return sorted(_xml_files(folder))
     listing = root / "ImageSets" / "Main" / f"{split}.txt"
     if not listing.is_file():
         there = sorted(file.stem for file in listing.parent.glob("*.txt") if "_" not in file.stem)
@@ -146,7 +196,7 @@ def annotation_files(root: Path, split: str | None) -> Sequence[Path]:
         )
     # A line of a class's own list is "000005 -1".
     stems = [line.split()[0] for line in listing.read_text("utf-8", "replace").splitlines() if line.strip()]
-    return [folder / f"{stem}.xml" for stem in stems]
+    return [os.path.join(folder, f"{stem}.xml") for stem in stems]  # noqa: PTH118
 
 
 class Pictures:
@@ -156,41 +206,37 @@ class Pictures:
         if images is not None and not images.is_dir():
             raise DatasetFormatError(f"--images: got {images}, expected the folder with the images of {root}.")
         self._images = images
-        self._listed: dict[Path, dict[str, str]] = {}
+        self._folders: dict[Path, tuple[Path, ...]] = {}
+        self._listed: dict[Path, tuple[dict[str, str], dict[str, str]]] = {}
 
     def find(self, annotation: Path, named: str) -> Path | None:
         """Return the image file of an XML file whose <filename> is ``named``."""
-        for folder in self._folders(annotation):
-            files = self._files(folder)
+        stem, named = annotation.stem.lower(), named.lower()
+        for folder in self._searched(annotation.parent):
+            by_stem, by_name = self._files(folder)
             # <filename> may be another machine's, a copy's or without suffix: training goes by the XML file's name.
-            for name in (*(annotation.stem + suffix for suffix in sorted(SUFFIXES)), named, named + ".jpg"):
-                if name.lower() in files:
-                    return folder / files[name.lower()]
+            if found := by_stem.get(stem) or by_name.get(named) or by_name.get(f"{named}.jpg"):
+                return folder / found
         return None
 
-    def _folders(self, annotation: Path) -> Iterator[Path]:
+    def _searched(self, annotations: Path) -> tuple[Path, ...]:
         if self._images is not None:
-            yield self._images
-            return
-        yield from (annotation.parent.parent / name for name in IMAGE_FOLDERS)
-        yield annotation.parent
-        yield annotation.parent.parent
+            return (self._images,)
+        if annotations not in self._folders:
+            root = annotations.parent
+            self._folders[annotations] = (*(root / name for name in IMAGE_FOLDERS), annotations, root)
+        return self._folders[annotations]
 
-    def _files(self, folder: Path) -> dict[str, str]:
+    def _files(self, folder: Path) -> tuple[dict[str, str], dict[str, str]]:
+        """Return the image files of a folder by stem and by name, in small letters."""
         if folder not in self._listed:
             # Not as paths: a data set has a hundred thousand.
-            there = sorted(os.listdir(folder)) if folder.is_dir() else []  # noqa: PTH208
-            self._listed[folder] = {
-                name.lower(): name
-                for name in there
-                if os.path.splitext(name)[1].lower() in SUFFIXES  # noqa: PTH122
-            }
+            there = os.listdir(folder) if folder.is_dir() else ()  # noqa: PTH208
+            by_name = {name.lower(): name for name in sorted(there) if name.lower().endswith(_SUFFIXES)}
+            # Of one stem the first suffix wins.
+            by_stem = {name.rpartition(".")[0]: by_name[name] for name in sorted(by_name, reverse=True)}
+            self._listed[folder] = by_stem, by_name
         return self._listed[folder]
-
-
-def counts_from_one(box: Sequence[float]) -> bool:
-    """Whether a box that `read_voc_file` read can be one that counts pixels from 1."""
-    return min(box[:2]) >= 1 and all(value.is_integer() for value in box)
 
 
 def count_from(first: int, entry: dict[str, Any]) -> None:
@@ -212,6 +258,9 @@ def read_voc_file(path: Path, folder: Path, pictures: Pictures, builder: Documen
         raise
     except (OSError, DatasetFormatError) as error:
         builder.problem("bad_label", str(error))
+        return
+    if root.tag.lower() != "annotation":
+        builder.problem("bad_label", f"{path}: got <{root.tag}>, expected <annotation>")
         return
     builder.unread.update(f"<{one.tag}> of an image" for one in root if one.tag not in _READ_OF_IMAGE)
     named = base_name((root.findtext("filename") or "").strip())

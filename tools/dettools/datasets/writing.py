@@ -4,6 +4,7 @@ A writer is sent to other processes. What a format has no place for is counted b
 the way back will not bring.
 """
 
+import html
 import json
 import shutil
 from collections import Counter
@@ -11,15 +12,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
-from xml.sax.saxutils import escape
 
 from dettools.datasets.conversion_rules import Rules, Tally, is_difficult
 from dettools.datasets.dataset import is_number, read_header, size_of
-from dettools.datasets.voc import ATTRIBUTES
+from dettools.datasets.voc import ATTRIBUTES, DIGITS
 
 Files = Literal["link", "copy", "none"]
 # Fractions of a photograph's side: a millionth of a pixel of the largest.
-_FRACTION, _PIXELS = "{:.10g}", 6
+_FRACTION = "{:.10g}"
 
 
 @dataclass(frozen=True)
@@ -176,7 +176,7 @@ def voc_xml(
 ) -> str:
     """Return the XML file of an image; ``first_pixel`` is what the first pixel of a row is called, 1 in VOC's own."""
     suffix = file.suffix if file else Path(str(image.get("file_name") or "")).suffix or ".jpg"
-    parts = [f"<annotation>\n  <filename>{escape(stem + suffix)}</filename>\n"]
+    parts = [f"<annotation>\n  <filename>{_escape(stem + suffix)}</filename>\n"]
     if size is not None:
         parts.append(f"  <size><width>{size[0]}</width><height>{size[1]}</height><depth>3</depth></size>\n")
     for one in objects:
@@ -191,8 +191,8 @@ def voc_xml(
         corners = (x + first_pixel, y + first_pixel, x + width, y + height)
         sides = zip(("xmin", "ymin", "xmax", "ymax"), corners, strict=True)
         box = "".join(f"<{side}>{_pixels(value)}</{side}>" for side, value in sides)
-        marks = "".join(f"<{key}>{escape(str(value))}</{key}>" for key, value in attributes.items())
-        name = escape(names[one["category_id"]])
+        marks = "".join(f"<{key}>{_escape(str(value))}</{key}>" for key, value in attributes.items())
+        name = _escape(names[one["category_id"]])
         parts.append(f"  <object><name>{name}</name>{marks}<bndbox>{box}</bndbox></object>\n")
     return "".join([*parts, "</annotation>\n"])
 
@@ -232,4 +232,8 @@ def _clipped(low: float, high: float, end: int) -> tuple[float, float]:
 
 
 def _pixels(value: float) -> str:
-    return f"{round(float(value), _PIXELS):.{_PIXELS}f}".rstrip("0").rstrip(".")
+    return f"{round(float(value), DIGITS):.{DIGITS}f}".rstrip("0").rstrip(".")
+
+
+def _escape(text: str) -> str:
+    return html.escape(text, quote=False)
