@@ -131,28 +131,28 @@ def _measure(
     turns: dict[str, list[Turn]] = {name: [] for name in [*names, *served]}
     with ExitStack() as stack:
         worker = WORKER_DEFAULTS
-        local = {count: stack.enter_context(_in_process(archive, count, images, worker)) for count, _ in names.values()}
+        local = {count: stack.enter_context(in_process(archive, count, images, worker)) for count, _ in names.values()}
         state = server.start([archive], settings, instance=instance, timeout_s=300)
         stack.callback(server.stop, instance)
         token = server.token(instance, "inference").value
         served_turn(state.inference_url, spec.name, token, images, CONCURRENCY, args.seconds)  # warm
         for number in range(args.rounds):
             for name, (count, size) in names.items():
-                turns[name].append(_ask(local[count], size, args.seconds))
+                turns[name].append(ask(local[count], size, args.seconds))
             for name, users in served.items():
                 turns[name].append(served_turn(state.inference_url, spec.name, token, images, users, args.seconds))
             last = ", ".join(f"{name}: {kept[-1].rate:.1f}/s {kept[-1].p50_ms:.1f} ms" for name, kept in turns.items())
             print(f"{spec.name}, round {number + 1} of {args.rounds}: {last}", file=sys.stderr, flush=True)
         pairs = []
         for number in range(args.pairs):
-            asking = [
-                lambda: _ask(local[threads], 1, _PAIRED_S),
+            turns_of_pair = [
+                lambda: ask(local[threads], 1, _PAIRED_S),
                 lambda: served_turn(state.inference_url, spec.name, token, images, 1, _PAIRED_S),
             ]
             if number % 2:
-                pairs.append(tuple(ask() for ask in reversed(asking))[::-1])
+                pairs.append(tuple(take() for take in reversed(turns_of_pair))[::-1])
             else:
-                pairs.append(tuple(ask() for ask in asking))
+                pairs.append(tuple(take() for take in turns_of_pair))
     return _result(spec.name, f"{spec.runtime} on the CPU", workers, threads, turns, pairs)
 
 
@@ -189,16 +189,17 @@ def _result(
 
 
 @contextmanager
-def _in_process(
-    archive: Path, threads: int, images: Sequence[bytes], environment: Mapping[str, str]
+def in_process(
+    archive: Path, threads: int | None, images: Sequence[bytes], environment: Mapping[str, str], device: str = "cpu"
 ) -> Iterator[Connection]:
-    """A process with the worker's detector that waits to be asked."""
+    """A process with the worker's detector that waits to be asked; None leaves the threads to the framework."""
     context = multiprocessing.get_context("spawn")
     mine, theirs = context.Pipe()
-    wanted = {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads), **environment}
+    limits = {} if threads is None else {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
+    wanted = {**limits, **environment}
     before = {name: os.environ.get(name) for name in wanted}
     os.environ |= wanted
-    process = context.Process(target=_work, args=(theirs, archive, threads, list(images)), daemon=True)
+    process = context.Process(target=_work, args=(theirs, archive, threads, list(images), device), daemon=True)
     process.start()
     for name, value in before.items():
         os.environ.pop(name, None)
@@ -213,11 +214,11 @@ def _in_process(
         process.kill()
 
 
-def _work(connection: Connection, archive: Path, threads: int, images: list[bytes]) -> None:
+def _work(connection: Connection, archive: Path, threads: int | None, images: list[bytes], device: str) -> None:
     from dettools.benchmark.subjects import RuntimeSubject
     from dettools.local_detector import open_detector
 
-    with open_detector(archive, model_store=archive.parent, threads=threads) as detector:
+    with open_detector(archive, model_store=archive.parent, device=device, threads=threads) as detector:
         subject = RuntimeSubject(detector)
         for size in BATCH_SIZES:
             subject.answer(images[:size])
@@ -235,7 +236,8 @@ def _work(connection: Connection, archive: Path, threads: int, images: list[byte
             connection.send(Turn(done / (time.perf_counter() - begun), statistics.median(latencies_ms)))
 
 
-def _ask(connection: Connection, size: int, seconds: float) -> Turn:
+def ask(connection: Connection, size: int, seconds: float) -> Turn:
+    """Let a process answer batches of ``size`` for so many seconds."""
     connection.send((size, seconds))
     assert connection.poll(seconds + 120)
     turn: Turn = connection.recv()

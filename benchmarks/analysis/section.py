@@ -1,4 +1,4 @@
-"""A benchmark's own section of benchmarks/ANALYSIS.md: it replaces the one of the same title and keeps the others."""
+"""A benchmark's own section of a page: it replaces the one of the same title and keeps the others."""
 
 import platform
 import statistics
@@ -11,16 +11,16 @@ HEAD = (
 )
 
 
-def write_section(title: str, lines: Sequence[str]) -> None:
-    """Write a section below ``## title``."""
-    sections = PAGE.read_text(encoding="utf-8").split("\n## ") if PAGE.exists() else [HEAD]
+def write_section(title: str, lines: Sequence[str], page: Path = PAGE, head: str = HEAD) -> None:
+    """Write a section below ``## title``; ``head`` begins a new page."""
+    sections = page.read_text(encoding="utf-8").split("\n## ") if page.exists() else [head]
     body = "\n".join([title, "", *lines]).rstrip() + "\n"
     place = next((at for at, one in enumerate(sections) if at and one.partition("\n")[0] == title), None)
     if place is None:
         sections.append(body)
     else:
         sections[place] = body
-    PAGE.write_text("\n## ".join(one.rstrip("\n") + "\n" for one in sections), encoding="utf-8")
+    page.write_text("\n## ".join(one.rstrip("\n") + "\n" for one in sections), encoding="utf-8")
 
 
 def spread(values: Sequence[float], unit: str, digits: int = 2) -> str:
