@@ -22,9 +22,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from detserve.errors import DetserveError
+from detserve.errors import CheckpointError, DetserveError
 
 _DTYPE = re.compile(r"[<>|=]?(b1|[iu][1248]|f[248]|c8|c16|[SU]\d{1,6}|O8?)")
+_MOST_REPEATED = 1 << 24
 _ZIP = b"PK\x03\x04"
 # The pickle of torch.serialization.MAGIC_NUMBER, which a file of torch before 1.6 begins with.
 _LEGACY_TORCH = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
@@ -60,22 +61,26 @@ def load_restricted(path: Path, *, encoding: str = "ASCII") -> Any:
         RestrictedPickleError: it names anything else, cannot be read, or is damaged.
     """
     try:
-        content = path.read_bytes()
+        with path.open("rb") as stream:
+            saved_by_torch = stream.peek(len(_LEGACY_TORCH)).startswith((_ZIP, _LEGACY_TORCH))
+            return _finished(
+                _torch_load(path) if saved_by_torch else _Unpickler(stream, encoding=encoding).load(), {}, set()
+            )
+    except (RestrictedPickleError, CheckpointError) as error:
+        raise RestrictedPickleError(f"{path}: {str(error).removeprefix(f'weights {path.name}: ')}") from None
     except OSError as error:
-        raise RestrictedPickleError(f"{path}: cannot be read: {error.strerror or error}") from None
-    try:
-        saved_by_torch = content.startswith((_ZIP, _LEGACY_TORCH))
-        return _finished(
-            _torch_load(content) if saved_by_torch else _Unpickler(io.BytesIO(content), encoding=encoding).load()
-        )
-    except RestrictedPickleError as error:
-        raise RestrictedPickleError(f"{path}: {error}") from None
+        raise RestrictedPickleError(
+            f"{path}: cannot be read: {error.strerror or error}, expected a pickle. Give its path."
+        ) from None
     except RecursionError:
         raise RestrictedPickleError(f"{path}: its values contain each other without end") from None
     except MemoryError:
-        raise RestrictedPickleError(f"{path}: asks for more memory than there is") from None
+        raise RestrictedPickleError(f"{path}: asks for more memory than there is. Is it whole?") from None
     except Exception as error:  # noqa: BLE001 - damaged bytes can raise nearly anything
-        raise RestrictedPickleError(f"{path}: no pickle, or a damaged one: {error}") from None
+        reason = str(error).partition("\n")[0][:160]
+        raise RestrictedPickleError(
+            f"{path}: no pickle, or a damaged one: {reason}. Give the file that pickle.dump or torch.save wrote, whole."
+        ) from None
 
 
 class _Maker:
@@ -240,19 +245,21 @@ def _tensor(storage: object, offset: object, size: object, stride: object, *_: o
         return np.empty(shape, storage.dtype)
     if last >= len(storage):
         raise RestrictedPickleError("damaged: a tensor reaches beyond its storage")
+    _require_stored(math.prod(shape), len(storage))
     strides = [step * storage.itemsize for step in steps]
     return np.lib.stride_tricks.as_strided(storage[start:], shape, strides).copy()
 
 
-def _torch_load(content: bytes) -> Any:
-    import torch
+def _require_stored(told: int, stored: int) -> None:
+    """Refuse a tensor that repeats few numbers often: a small file would fill the memory."""
+    if told > max(stored, _MOST_REPEATED):
+        raise RestrictedPickleError(f"got a tensor of {told} elements over {stored} stored ones. Save it contiguous.")
 
-    try:
-        return torch.load(io.BytesIO(content), weights_only=True, map_location="cpu")
-    except pickle.UnpicklingError as error:
-        raise RestrictedPickleError(
-            f"torch reads only tensors here: {str(error).splitlines()[0]}. Save boxes, scores and labels as tensors."
-        ) from None
+
+def _torch_load(path: Path) -> Any:
+    from detserve.checkpoint import unpickle
+
+    return unpickle(path)
 
 
 def _bytes(content: object = b"", encoding: object = "latin1") -> bytes:
@@ -307,14 +314,27 @@ def _refusal(module: str, name: str) -> RestrictedPickleError:
     )
 
 
-def _finished(value: Any, above: tuple[int, ...] = ()) -> Any:
-    """Replace stand-ins and tensors by arrays."""
+def _finished(value: Any, done: dict[int, Any], above: set[int]) -> Any:
+    """Replace stand-ins and tensors by arrays.
+
+    Args:
+        value: what was read.
+        done: by their ``id``, the results for what was visited: a value that is named a billion times is visited once.
+        above: the ``id`` of the values that this one lies in.
+    """
+    if value is None or isinstance(value, np.ndarray | str | bytes | bytearray | int | float | complex):
+        return value
     if id(value) in above:
         raise RecursionError
+    if id(value) not in done:
+        above.add(id(value))
+        done[id(value)] = _replaced(value, lambda inner: _finished(inner, done, above))
+        above.remove(id(value))
+    return done[id(value)]
 
-    def visit(inner: Any) -> Any:
-        return _finished(inner, (*above, id(value)))
 
+def _replaced(value: Any, visit: Callable[[Any], Any]) -> Any:
+    """Return what one value becomes; ``visit`` does that for those within."""
     if isinstance(value, _Array):
         array = value.finished(visit)
         return array if array.shape else array[()]
@@ -326,8 +346,6 @@ def _finished(value: Any, above: tuple[int, ...] = ()) -> Any:
         return tuple(visit(inner) for inner in value)
     if isinstance(value, set | frozenset):
         return {visit(inner) for inner in value}
-    if value is None or isinstance(value, np.ndarray | str | bytes | bytearray | int | float | complex):
-        return value
     if type(value).__module__.startswith("torch") and hasattr(value, "detach"):
         return _numpy(value)
     if isinstance(value, _Maker | _Dtype):
@@ -340,6 +358,7 @@ def _finished(value: Any, above: tuple[int, ...] = ()) -> Any:
 def _numpy(tensor: Any) -> npt.NDArray[Any]:
     import torch
 
+    _require_stored(tensor.numel(), tensor.untyped_storage().nbytes() // tensor.element_size())
     # NumPy has no bfloat16.
     array: npt.NDArray[Any] = (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).detach().cpu().numpy()
     return array

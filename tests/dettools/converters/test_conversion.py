@@ -1,6 +1,8 @@
 """The core of the converters: rows that fit, proofs that say something, files that are whole or not there."""
 
 import json
+import resource
+import signal
 from pathlib import Path
 
 import pytest
@@ -102,7 +104,8 @@ def test_the_input_is_never_written_over(tmp_path):
 
 
 def test_what_is_not_proven_is_not_written(tmp_path):
-    for wrong in ({"proofs": (Proof("x", 1.0, 1e-5, 1.0, 3),)}, {"missing": ("b",)}):
+    unproven = {"rows": (Row("a", "a", (3,), Negate()),)}
+    for wrong in ({"proofs": (Proof("x", 1.0, 1e-5, 1.0, 3),)}, {"missing": ("b",)}, unproven):
         with pytest.raises(ConversionError, match="not written"):
             save_conversion(conversion(tmp_path / "in.pth", **wrong), tmp_path / "out.pth")
     assert not list(tmp_path.iterdir())
@@ -149,3 +152,97 @@ def test_files_without_weights_are_refused(tmp_path):
         read_weight_file(path)
     with pytest.raises(CheckpointError, match="which is no file"):
         read_weight_file(tmp_path / "none.pth")
+
+
+def test_small_outputs_may_not_differ_as_much_as_large_ones_beside_them():
+    features, scores = torch.tensor([5000.0]), torch.tensor([0.5])
+    assert prove("x", [features, scores], [features + 0.01, scores]).passed
+    assert not prove("x", [features, scores], [features, scores + 0.01]).passed
+
+
+def test_the_certificate_tells_what_stands_behind_which_tensors(tmp_path):
+    rows = (Row("a", "a", (3,)), Row("b", "b", (2, 2)), Row("c", "d", ()), Row("c", "e", (), Negate()))
+    proof = Proof("x", 0.0, 1e-5, 1.0, 3, ("a",))
+    assert conversion(tmp_path / "in.pth", rows=rows, proofs=(proof,)).to_json()["tensors"] == {
+        "by_outputs": 1,
+        "copied_under_their_name": 1,
+        "copied_under_another_name": 1,
+        "changed_without_proof": 1,
+    }
+
+
+def test_no_weights_are_written_where_their_certificate_cannot_be(tmp_path):
+    (tmp_path / "out.pth.certificate.json").mkdir()
+    with pytest.raises(ConversionError, match=r"out.pth.certificate.json, which is a folder"):
+        save_conversion(conversion(tmp_path / "in.pth"), tmp_path / "out.pth")
+    assert [one.name for one in tmp_path.iterdir()] == ["out.pth.certificate.json"]
+
+
+@pytest.mark.parametrize(("source", "out"), [("a" * 300, "out.pth"), ("in.pth", "a" * 300 + ".pth")])
+def test_a_name_that_no_file_can_have_is_an_error(source, out, tmp_path):
+    (tmp_path / "in.pth").touch()
+    with pytest.raises(ConversionError, match="Choose another name"):
+        check_output(tmp_path / source, tmp_path / out)
+
+
+@pytest.mark.parametrize("name", ["out.pth", "out.safetensors"])
+def test_a_full_disk_leaves_nothing(name, tmp_path):
+    """torch and safetensors raise errors of their own where writing stops."""
+    state = {"a": torch.zeros(100_000)}
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, before[1]))
+    try:
+        with pytest.raises(ConversionError, match="cannot be written"):
+            save_conversion(conversion(tmp_path / "in.pth", state=state), tmp_path / name)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, ignored)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "meta",
+    [
+        {"dataset_meta": None},
+        {"dataset_meta": ["cat"]},
+        {3: "number", "dataset_meta": {"classes": ("cat",), 4: "number"}},
+    ],
+)
+def test_strange_metadata_does_not_stop_a_safetensors_file(meta, tmp_path):
+    path = tmp_path / "in.pth"
+    torch.save({"state_dict": STATE, "meta": {"mmdet_version": "1.2.0", **meta}}, path)
+    written = save_conversion(conversion(path, meta=read_weight_file(path).meta), tmp_path / "out.safetensors")
+    assert read_weight_file(written.path).meta["mmdet_version"] == "1.2.0"
+
+
+def test_text_that_no_file_can_hold_is_an_error(tmp_path):
+    with pytest.raises(ConversionError, match="surrogates not allowed"):
+        save_conversion(conversion(tmp_path / "in.pth", meta={"x": "\ud800"}), tmp_path / "out.safetensors")
+
+
+def test_metadata_that_is_named_a_billion_times_is_refused(tmp_path):
+    path, laughs = tmp_path / "in.pth", [1]
+    for _ in range(60):
+        laughs = [laughs, laughs]
+    torch.save({"state_dict": STATE, "meta": {"x": laughs}}, path)
+    with pytest.raises(CheckpointError, match="more than 1000000 values"):
+        read_weight_file(path)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: torch.ones(2, 2).to_sparse(), "got w as a sparse tensor"),
+        (lambda: torch.ones(2, 2).to_sparse_csr(), "got w as a sparse tensor"),
+        (lambda: torch.ones(2, device="meta"), "got w as a empty"),
+        (lambda: torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.qint8), "got w as a quantised tensor"),
+        (lambda: torch.zeros(1).expand(10**12), "expected one number for each of their elements"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore")  # torch calls these kinds of tensors a beta, or deprecated
+def test_tensors_that_are_no_plain_numbers_are_refused(make, message, tmp_path):
+    path = tmp_path / "in.pth"
+    torch.save({"v": torch.ones(1), "w": make()}, path)
+    with pytest.raises(CheckpointError, match=message):
+        read_weight_file(path)

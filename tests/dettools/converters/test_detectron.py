@@ -277,3 +277,19 @@ def test_arrays_of_python_2_are_read_only_where_their_encoding_is_told(tmp_path)
     assert load_restricted(path, encoding="latin1")["w"].tolist() == [-1.5, 2.0]
     with pytest.raises(RestrictedPickleError):
         load_restricted(path)
+
+
+@pytest.mark.parametrize("key", ["res3_0_branch2b_offset_w", "res2_0_branch2a_gn_s"])
+def test_a_resnet_with_other_parts_is_refused(key, tmp_path):
+    """Both passes would leave a deformable convolution's offsets out, and agree."""
+    blobs = caffe2(network()) | {key: np.zeros(2, np.float32)}
+    with pytest.raises(ConversionError, match=f"got {key} in its blocks"):
+        convert_detectron(saved(tmp_path, pickle.dumps(blobs)))
+    momentum = caffe2(network()) | {"res3_0_branch2b_w_momentum": np.zeros(2, np.float32)}
+    assert convert_detectron(saved(tmp_path, pickle.dumps(momentum))).unused == ("res3_0_branch2b_w_momentum",)
+
+
+def test_half_of_the_statistics_is_no_statistics(tmp_path):
+    blobs = caffe2(network()) | {"res_conv1_bn_rm": np.zeros(64, np.float32)}
+    with pytest.raises(ConversionError, match="got one of res_conv1_bn_rm and res_conv1_bn_riv, expected both"):
+        convert_detectron(saved(tmp_path, pickle.dumps(blobs)))

@@ -117,6 +117,12 @@ def test_with_the_originals_bias_the_certificate_fails_and_nothing_is_written(tm
     assert main(["upgrade-checkpoint", str(path), str(out)]) == 0
 
 
+def test_a_bias_that_moves_without_its_weight_is_not_proven(tmp_path, capsys):
+    state = {key: one for key, one in two_stage().items() if key != "mask_head.conv_logits.weight"}
+    assert main(["upgrade-checkpoint", str(saved(tmp_path, state)), str(tmp_path / "new.pth")]) == 1
+    assert "1 changed tensors are in no comparison" in capsys.readouterr().out
+
+
 def test_a_small_bias_cannot_hide_behind_large_weights(tmp_path, monkeypatch):
     heads = two_stage()
     path = saved(tmp_path, heads | {key: heads[key] * 1e-4 for key in heads if key.endswith("fc_reg.bias")})
@@ -239,11 +245,46 @@ def test_no_background_moves_twice(tmp_path):
         (two_stage() | {"bbox_head.fc_reg.bias": numbered(7)}, "1.0", {}, "got 7 outputs, expected 20 for 5 classes"),
         ({"bbox_head.fcos_cls.bias": numbered(80)}, "1.0", {}, "got no bbox_head.fcos_reg.bias beside it"),
         ({"bbox_head.fc_cls.bias": torch.tensor(1.0)}, "1.0", {}, r"got the shape \(\), expected a linear layer's"),
+        ({"bbox_head.fc_cls.weight": torch.tensor(1.0)}, "1.0", {}, r"got the shape \(\), expected a linear layer's"),
     ],
 )
 def test_what_cannot_be_right_is_refused(state, version, options, message, tmp_path):
     with pytest.raises(ConversionError, match=message):
         upgrade_checkpoint(saved(tmp_path, state, version), **options)
+
+
+def test_names_that_contradict_the_version_are_refused(tmp_path):
+    """The original script leaves 1.x beside what it upgraded: upgraded again, each class would be its neighbour's."""
+    agnostic = {key: one for key, one in two_stage(agnostic=True).items() if not key.startswith("mask_head")}
+    upgraded = saved(tmp_path, new_heads(agnostic), "1.0.0")
+    with pytest.raises(ConversionError, match=r"named roi_head.*said to be of 1\.0\.0.*--from 2\.0\.0"):
+        upgrade_checkpoint(upgraded)
+    found = upgrade_checkpoint(upgraded, made_by="2.0.0").state
+    assert classes_of(found["roi_head.bbox_head.fc_cls.bias"]) == [0, 1, 2, 3, 4]
+    with pytest.raises(ConversionError, match=r"named bbox_head.*said to be of 2\.28\.0.*--from 1\.2\.0"):
+        upgrade_checkpoint(saved(tmp_path, two_stage(), "2.28.0"))
+    # DETR's head has an fc_cls under bbox_head in all versions.
+    detr = {"backbone.conv1.weight": numbered(2), "bbox_head.fc_cls.weight": numbered(5, 3)}
+    assert not upgrade_checkpoint(saved(tmp_path, detr, "2.28.0")).facts["needed"]
+
+
+def test_what_weights_cannot_tell_is_told(tmp_path):
+    notes = upgrade_checkpoint(saved(tmp_path, two_stage())).notes
+    assert any("LegacyAnchorGenerator" in note for note in notes)
+    assert not any("Legacy" in note for note in upgrade_checkpoint(saved(tmp_path, retinanet(), "2.1.0")).notes)
+
+
+def test_the_certificate_does_not_call_a_renamed_tensor_proven(tmp_path):
+    found = upgrade_checkpoint(saved(tmp_path, two_stage()))
+    assert found.coverage == {
+        "by_outputs": 6,
+        "copied_under_their_name": 6,
+        "copied_under_another_name": 0,
+        "changed_without_proof": 0,
+    }
+    # No output is compared where only names change.
+    renamed = upgrade_checkpoint(saved(tmp_path, retinanet(modules=False), "0.5.3"), classes=WITH_BACKGROUND)
+    assert (renamed.coverage["by_outputs"], renamed.coverage["copied_under_another_name"]) == (0, 2)
 
 
 def test_a_version_can_be_given(tmp_path):

@@ -335,3 +335,36 @@ def test_the_proof_notices_every_tensor(tmp_path, monkeypatch):
 
         monkeypatch.setattr(regnet, "converted", changed)
         assert not convert_regnet(path, to="torchvision").proven, name
+
+
+@pytest.mark.parametrize("key", ["s1.b1.attn.fc1.weight", "s1.b1.f.d.weight"])
+def test_another_network_with_parts_of_a_regnet_is_refused(key, tmp_path):
+    """Without its further parts it computes something else, and the forward passes would agree about that."""
+    state = network("pycls").state_dict() | {key: torch.ones(1)}
+    with pytest.raises(ConversionError, match=f"got {key} in its blocks"):
+        convert_regnet(saved(tmp_path, state), to="torchvision")
+
+
+def test_a_classifiers_bias_cannot_hide_behind_large_features(tmp_path, monkeypatch):
+    from dettools.converters import regnet
+
+    state = network("pycls").state_dict()
+    last = "s4.b2.f.c_bn"
+    state |= {f"{last}.weight": state[f"{last}.weight"] * 1e4, "head.fc.weight": state["head.fc.weight"] * 1e-4}
+    path, apply = saved(tmp_path, state), regnet.converted
+    found = convert_regnet(path, to="torchvision")
+    assert found.proven
+    assert found.proofs[0].largest > 1e3
+
+    def off_by_one_class(rows, state):
+        result = apply(rows, state)
+        return result | {"fc.bias": result["fc.bias"].roll(1)}
+
+    monkeypatch.setattr(regnet, "converted", off_by_one_class)
+    assert not convert_regnet(path, to="torchvision").proven
+
+
+def test_the_certificate_tells_that_a_backbone_has_no_classifier_to_prove(tmp_path):
+    path = saved(tmp_path, network("torchvision").state_dict())
+    proven = convert_regnet(path, to="timm").coverage
+    assert proven["copied_under_another_name"] == sum("tracked" in key for key in network("torchvision").state_dict())

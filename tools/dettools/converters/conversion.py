@@ -9,7 +9,7 @@ a proof that fails keeps the weights from being written.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -157,6 +157,7 @@ class Proof:
         tolerance: largest difference that passes.
         largest: largest absolute output of the source; with nothing but zeros a comparison proves nothing.
         compared: how many numbers.
+        targets: converted tensors that these outputs depend on.
     """
 
     name: str
@@ -164,6 +165,7 @@ class Proof:
     tolerance: float
     largest: float
     compared: int
+    targets: tuple[str, ...] = ()
 
     @property
     def passed(self) -> bool:
@@ -215,8 +217,23 @@ class Conversion:
 
     @property
     def proven(self) -> bool:
-        """Whether no comparison failed and the target's architecture gets all that it has."""
-        return all(proof.passed for proof in self.proofs) and not self.missing
+        """Whether no comparison failed, all that changed was compared, and the target gets all that it has."""
+        passed = all(proof.passed for proof in self.proofs)
+        return passed and not self.missing and not self.coverage["changed_without_proof"]
+
+    @property
+    def coverage(self) -> dict[str, int]:
+        """How many tensors which evidence stands behind; a name that is only from the table is no proof of it."""
+        compared = {target for proof in self.proofs for target in proof.targets}
+        others = [row for row in self.rows if row.target not in compared]
+        copies = [row for row in others if row.transform == COPY]
+        renamed = sum(row.source != row.target for row in copies)
+        return {
+            "by_outputs": len(self.rows) - len(others),
+            "copied_under_their_name": len(copies) - renamed,
+            "copied_under_another_name": renamed,
+            "changed_without_proof": len(others) - len(copies),
+        }
 
     def to_json(self) -> dict[str, Any]:
         """Return the certificate, but for the written file."""
@@ -224,6 +241,7 @@ class Conversion:
             "command": self.command,
             "source": {"name": self.source.name, "sha256": self.source_sha256},
             "proven": self.proven,
+            "tensors": self.coverage,
             "facts": dict(self.facts),
             "proofs": [proof.to_json() for proof in self.proofs],
             "unused": list(self.unused),
@@ -265,24 +283,38 @@ def unused_keys(rows: Sequence[Row], source: Mapping[str, torch.Tensor]) -> tupl
     return tuple(key for key in source if key not in taken)
 
 
-def prove(name: str, source: Sequence[torch.Tensor], target: Sequence[torch.Tensor], *, relative: bool = True) -> Proof:
+def prove(
+    name: str,
+    source: Sequence[torch.Tensor],
+    target: Sequence[torch.Tensor],
+    *,
+    relative: bool = True,
+    targets: Iterable[str] = (),
+) -> Proof:
     """Compare outputs, one by one.
 
     Args:
         name: of what is compared.
         source: outputs of the source's architecture.
         target: outputs of the target's.
-        relative: outputs larger than 1 may differ as many times more, as the rounding of float32 does.
+        relative: outputs larger than 1 may differ as many times more, as the rounding of float32 does; each by its
+            own size, so that small scores cannot differ as much as large features may.
+        targets: converted tensors that the outputs depend on.
+
+    Returns:
+        The largest difference, in units of what is allowed there, with what is allowed there.
     """
     pairs = list(zip(source, target, strict=False))
-    largest = max((float(one.abs().max()) for one in source if one.numel()), default=0.0)
-    tolerance = TOLERANCE * (largest if relative and 1 < largest < math.inf else 1.0)
-    if len(source) != len(target) or any(one.shape != other.shape for one, other in pairs):
-        return Proof(name, math.inf, tolerance, largest, 0)
-    deltas = [float((one.double() - other.double()).abs().max()) for one, other in pairs if one.numel()]
-    # A comparison with NaN is never true.
-    worst = max(deltas, default=math.inf) if all(delta < math.inf for delta in deltas) else math.inf
-    return Proof(name, worst, tolerance, largest, sum(one.numel() for one in source))
+    sizes = [float(one.abs().max()) if one.numel() else 0.0 for one in source]
+    allowed = [TOLERANCE * (size if relative and 1 < size < math.inf else 1.0) for size in sizes]
+    largest, compared = max(sizes, default=0.0), sum(one.numel() for one in source)
+    if len(source) != len(target) or not compared or any(one.shape != other.shape for one, other in pairs):
+        return Proof(name, math.inf, TOLERANCE, largest, 0)
+    deltas = [float((one.double() - other.double()).abs().max()) if one.numel() else 0.0 for one, other in pairs]
+    if not all(delta < math.inf for delta in deltas):  # a comparison with NaN is never true
+        return Proof(name, math.inf, TOLERANCE, largest, compared, tuple(targets))
+    worst, tolerance = max(zip(deltas, allowed, strict=True), key=lambda one: one[0] / one[1])
+    return Proof(name, worst, tolerance, largest, compared, tuple(targets))
 
 
 def random_input(*shape: int) -> torch.Tensor:

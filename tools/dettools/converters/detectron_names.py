@@ -23,6 +23,7 @@ class Names:
         pattern: of a block's tensors, with the groups ``stage`` and ``block``.
         stem: pattern of the stem's tensors.
         classifier: pattern of the classifier's.
+        others: beginning of the blocks' tensors that no ResNet with batch normalisation has.
         layer: of a stage, a block and a part, the convolution's name.
         norm_of: of a convolution's name, that of the normalisation behind it.
         weight_leaf: what is put behind a convolution's name.
@@ -35,6 +36,7 @@ class Names:
     pattern: str
     stem: str
     classifier: str
+    others: str
     layer: Callable[[int, int, str], str]
     norm_of: Callable[[str], str]
     weight_leaf: str
@@ -87,6 +89,7 @@ CAFFE2 = Names(
     pattern=rf"res(?P<stage>[2-5])_(?P<block>\d+)_(branch1|branch2[abc]){_CAFFE2_LEAF}",
     stem=r"conv1_[wb]|res_conv1_bn_(s|b|rm|riv)",
     classifier=r"(fc1000|pred)_[wb]",
+    others=r"res[2-5]_\d+_(?!.*_momentum$)",
     layer=_caffe2_layer,
     norm_of=lambda name: "res_conv1_bn" if name == "conv1" else f"{name}_bn",
     weight_leaf="_w",
@@ -99,6 +102,7 @@ DETECTRON2 = Names(
     pattern=rf"res(?P<stage>[2-5])\.(?P<block>\d+)\.(shortcut|conv[123]){_DETECTRON2_LEAF}",
     stem=rf"stem\.conv1{_DETECTRON2_LEAF}",
     classifier=r"stem\.fc\.(weight|bias)|linear\.(weight|bias)",
+    others=r"res[2-5]\.\d+\.(?!.*\.num_batches_tracked$)",
     layer=_detectron2_layer,
     norm_of=lambda name: f"{name}.norm",
     weight_leaf=".weight",

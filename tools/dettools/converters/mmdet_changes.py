@@ -121,6 +121,15 @@ def has_roi_heads(state: State) -> bool:
     return any(re.match(r"rpn_head\.|bbox_head\.(\d+\.)?(fc_cls|fc_reg)\.", key) for key in state)
 
 
+def layout_of(state: State) -> str:
+    """Return a version that names two-stage heads as these weights do; empty for detectors that cannot tell."""
+    if any(key.startswith("roi_head.") for key in state):
+        return "2.0.0"
+    # DETR's bbox_head has an fc_cls too, in all versions, but no RPN.
+    parts = {key.partition(".")[0] for key in state}
+    return "1.2.0" if {"rpn_head", "bbox_head"} <= parts and has_roi_heads(state) else ""
+
+
 def _is_retinanet(state: State) -> bool:
     return "bbox_head.retina_cls.weight" in state and not has_roi_heads(state)
 

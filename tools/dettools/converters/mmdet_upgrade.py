@@ -28,7 +28,7 @@ from dettools.converters.conversion import (
     prove,
     random_input,
 )
-from dettools.converters.mmdet_changes import CHANGES, NOT_IN_THE_TABLE, Change, Layer, State
+from dettools.converters.mmdet_changes import CHANGES, NOT_IN_THE_TABLE, Change, Layer, State, layout_of
 from dettools.converters.weight_files import WeightFile, read_weight_file
 
 NEWEST = "3.3.0"
@@ -61,6 +61,7 @@ def upgrade_checkpoint(
     """
     file = read_weight_file(source)
     old, new = _versions(file, made_by, wanted)
+    _refuse_contradictions(file, old)
     _refuse_unknown_changes(file.state, old, new)
     changes = [one for one in CHANGES if one.applies(old, new) and one.detectors(file.state)]
     moving = any(one.move and re.search(one.pattern, key) for one in changes for key in file.state)
@@ -123,6 +124,21 @@ def _version(text: object, option: str) -> Version:
         ) from None
 
 
+def _refuse_contradictions(file: WeightFile, old: Version) -> None:
+    """Refuse names of another version than the weights are said to be of: their background would move twice, or never.
+
+    The original script leaves the old version beside upgraded weights, and so did trainings on the way to 2.0.
+    """
+    layout = layout_of(file.state)
+    if layout and (layout == "2.0.0") != (old >= Version("2.0.0")):
+        known = "roi_head.*, as they are since" if layout == "2.0.0" else "bbox_head.*, as they were before"
+        raise ConversionError(
+            f"{file.path.name}: got heads named {known} MMDetection 2.0.0, in weights that are said to be of {old}, "
+            f"expected names of that version. Were they upgraded before? Give the version whose order of classes they "
+            f"have, such as --from {layout}."
+        )
+
+
 def _refuse_unknown_changes(state: State, old: Version, new: Version) -> None:
     for since, pattern, detectors in NOT_IN_THE_TABLE:
         if old < Version(since) <= new and any(re.search(pattern, key) for key in state):
@@ -135,7 +151,11 @@ def _refuse_unknown_changes(state: State, old: Version, new: Version) -> None:
 
 def _classes(file: WeightFile, given: int | None) -> tuple[int, tuple[str, ...]]:
     """Return the number of classes, the background among them, and the names of the others."""
-    heads = {key: int(one.shape[0]) for key, one in file.state.items() if re.search(r"(^|\.)fc_cls\.weight$", key)}
+    heads = {
+        key: int(one.shape[0])
+        for key, one in file.state.items()
+        if re.search(r"(^|\.)fc_cls\.weight$", key) and one.dim()
+    }
     names = _names(file.meta)
     number = given
     if number is None and len(set(heads.values())) == 1:
@@ -195,9 +215,9 @@ def _proofs(rows: list[Row], source: State, target: State) -> list[Proof]:
         bias = by_source.get(row.source.removesuffix("weight") + "bias")
         old = _outputs(source[row.source], None if bias is None else source[bias.source])
         new = _outputs(target[row.target], None if bias is None else target[bias.target])
-        proofs.append(
-            prove(row.target.removesuffix(".weight"), *_by_class(old, new, row.transform), relative=False),
-        )
+        outputs = _by_class(old, new, row.transform)
+        targets = [row.target] if bias is None else [row.target, bias.target]
+        proofs.append(prove(row.target.removesuffix(".weight"), *outputs, relative=False, targets=targets))
     return proofs
 
 
@@ -243,6 +263,11 @@ def _notes(file: WeightFile, rows: list[Row], old: Version, new: Version) -> lis
     if all(row.source == row.target and row.transform == COPY for row in rows):
         notes.append(
             f"nothing is needed: MMDetection {new} loads weights of {old} as they are; OUT holds the same tensors"
+        )
+    if old < Version("2.0.0") <= new:
+        notes.append(
+            "coordinates changed in 2.0.0, weights cannot tell that: for the old boxes and AP, the config needs "
+            "LegacyAnchorGenerator, LegacyDeltaXYWHBBoxCoder and RoIAlign with aligned=False"
         )
     if file.dropped:
         notes.append(f"left out: {', '.join(file.dropped)}; the state of a training does not fit converted weights")

@@ -60,14 +60,22 @@ class Naming:
         for outside, name in self.outside.items():
             if stem == name and re.fullmatch(_LEAVES, leaf):
                 return Place(0, 0, outside, leaf)
-        pattern = re.escape(self.block).replace(r"\{stage\}", r"(?P<stage>[1-9])", 1)
-        pattern = pattern.replace(r"\{stage\}", r"(?P=stage)").replace(r"\{block\}", r"(?P<block>\d+)")
-        match = re.fullmatch(rf"{pattern}\.(?P<part>.+)", stem)
+        match = re.fullmatch(rf"{self._pattern}\.(?P<part>.+)", stem)
         if not match or not re.fullmatch(_LEAVES, leaf):
             return None
         part = next((part for part, name in self.parts.items() if name == match["part"]), None)
         block = int(match["block"]) - self.first_block
         return None if part is None or block < 0 else Place(int(match["stage"]), block, part, leaf)
+
+    def is_in_block(self, key: str) -> bool:
+        """Whether a name is of something in a block, known or not."""
+        return re.match(rf"{self._pattern}\.", key) is not None
+
+    @property
+    def _pattern(self) -> str:
+        """Of a block's name, with the groups ``stage`` and ``block``."""
+        pattern = re.escape(self.block).replace(r"\{stage\}", r"(?P<stage>[1-9])", 1)
+        return pattern.replace(r"\{stage\}", r"(?P=stage)").replace(r"\{block\}", r"(?P<block>\d+)")
 
 
 NAMINGS = {

@@ -9,8 +9,9 @@ import json
 import os
 import tempfile
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,9 @@ PICKLED = (".pth", ".pt", ".ckpt")
 CERTIFICATE_SUFFIX = ".certificate.json"
 # Where pycls keeps its weights; the others' places are those of every checkpoint.
 _STATE_KEYS = ("state_dict", "model_state", *STATE_KEYS)
+_MOST_VALUES = 1_000_000
+# Tied weights are stored once; what repeats a number more often than this is no detector.
+_MOST_COPIES, _SMALL = 4, 64 << 20
 
 
 @dataclass(frozen=True)
@@ -78,19 +82,12 @@ def read_weight_file(path: Path) -> WeightFile:
             return WeightFile(path, sha256, state, from_texts(file.metadata() or {}), ())
     content = unpickle(path)
     if is_state(content):
-        return WeightFile(path, sha256, strip_prefixes(dict(content)), {}, ())
+        return WeightFile(path, sha256, _dense(content, path), {}, ())
     if isinstance(content, Mapping):
         for key in _STATE_KEYS:
             if is_state(content.get(key)):
-                meta = content.get("meta")
                 dropped = tuple(str(one) for one in content if one not in (key, "meta"))
-                try:
-                    plain = _plain(meta) if isinstance(meta, Mapping) else {}
-                except RecursionError:
-                    raise CheckpointError(
-                        f"weights {path.name}: meta contains itself, expected plain values."
-                    ) from None
-                return WeightFile(path, sha256, strip_prefixes(dict(content[key])), plain, dropped)
+                return WeightFile(path, sha256, _dense(content[key], path), _meta(content.get("meta"), path), dropped)
     told = ", ".join(map(str, list(content)[:8])) if isinstance(content, Mapping) else type(content).__name__
     raise CheckpointError(
         f"weights {path.name}: got {told or 'nothing'}, expected a state dict, alone or under one of "
@@ -98,12 +95,52 @@ def read_weight_file(path: Path) -> WeightFile:
     )
 
 
-def _plain(value: Any) -> Any:
-    """Copy plain values; what else a pickle held is left out."""
+def _dense(state: Mapping[str, torch.Tensor], path: Path) -> dict[str, torch.Tensor]:
+    """Return the weights, if all of them are plain arrays of the numbers that the file holds."""
+    told, stored = 0, {}
+    for key, tensor in state.items():
+        if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
+            kind = "quantised" if tensor.is_quantized else "empty (meta)" if tensor.is_meta else "sparse"
+            raise CheckpointError(
+                f"weights {path.name}: got {key} as a {kind} tensor, expected dense numbers. Save it dense, from the "
+                "model before it was turned into that."
+            )
+        told += tensor.nbytes
+        stored[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+    if told > _MOST_COPIES * sum(stored.values()) + _SMALL:
+        raise CheckpointError(
+            f"weights {path.name}: got tensors of {told} bytes over {sum(stored.values())} stored ones, expected one "
+            "number for each of their elements. Save them with .contiguous()."
+        )
+    return strip_prefixes(dict(state))
+
+
+def _meta(meta: object, path: Path) -> dict[str, Any]:
+    """Return what is told beside weights, as far as both kinds of files can hold it."""
+    try:
+        plain = _plain(meta, count()) if isinstance(meta, Mapping) else {}
+    except RecursionError:
+        raise CheckpointError(
+            f"weights {path.name}: meta contains itself, or more than {_MOST_VALUES} values. "
+            "Save the weights alone, with torch.save(model.state_dict(), …), and give --from."
+        ) from None
+    if not isinstance(plain.get("dataset_meta", {}), Mapping):
+        del plain["dataset_meta"]
+    return plain
+
+
+def _plain(value: Any, seen: Iterator[int]) -> Any:
+    """Copy plain values; what else a pickle held is left out.
+
+    Raises:
+        RecursionError: they contain each other without end, or so often that it comes to the same.
+    """
+    if next(seen) > _MOST_VALUES:
+        raise RecursionError
     if isinstance(value, Mapping):
-        return {key: _plain(one) for key, one in value.items() if isinstance(key, str | int) and _is_plain(one)}
+        return {key: _plain(one, seen) for key, one in value.items() if isinstance(key, str) and _is_plain(one)}
     if isinstance(value, list | tuple):
-        kept = [_plain(one) for one in value if _is_plain(one)]
+        kept = [_plain(one, seen) for one in value if _is_plain(one)]
         return tuple(kept) if isinstance(value, tuple) else kept
     return value.item() if isinstance(value, np.generic) else value
 
@@ -116,16 +153,29 @@ def check_output(source: Path, out: Path) -> None:
     """Refuse an output that cannot be.
 
     Raises:
-        ConversionError: the input itself, no folder, or an unknown kind of file.
+        ConversionError: the input itself, no folder, an unknown kind of file, or no file's name.
     """
+    try:
+        _check_output(source, out)
+    except OSError as error:
+        raise ConversionError(f"got {error.filename}: {error.strerror}. Choose another name.") from None
+
+
+def _check_output(source: Path, out: Path) -> None:
     if out.suffix.lower() not in (*PICKLED, SAFETENSORS):
         raise ConversionError(f"got {out}, expected a file named {', '.join(PICKLED)} or {SAFETENSORS}. Name it so.")
     if not out.parent.is_dir():
         raise ConversionError(f"got {out}, but there is no folder {out.parent}. Make it, or choose another.")
-    if out.is_dir():
-        raise ConversionError(f"got {out}, which is a folder, expected a file's name.")
+    for path in (out, certificate_path(out)):
+        if path.is_dir():
+            raise ConversionError(f"got {path}, which is a folder, expected a file's name. Choose another.")
     if source.exists() and out.exists() and source.samefile(out):
         raise ConversionError(f"got {out} as input and as output, expected two files. Nothing was changed.")
+
+
+def certificate_path(out: Path) -> Path:
+    """Return where the certificate of weights lies."""
+    return out.with_name(out.name + CERTIFICATE_SUFFIX)
 
 
 def save_conversion(conversion: Conversion, out: Path) -> Written:
@@ -137,7 +187,7 @@ def save_conversion(conversion: Conversion, out: Path) -> Written:
     check_output(conversion.source, out)
     if not conversion.proven:
         raise ConversionError(f"{out}: not written, a proof failed.")
-    certificate = out.with_name(out.name + CERTIFICATE_SUFFIX)
+    certificate = certificate_path(out)
     temporary: list[Path] = []
     try:
         weights = _beside(out, temporary)
@@ -152,10 +202,9 @@ def save_conversion(conversion: Conversion, out: Path) -> Written:
         text.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
         weights.replace(out)
         text.replace(certificate)
-    except OSError as error:
-        raise ConversionError(
-            f"{out}: cannot be written ({error.strerror or error}). Make room, or choose another folder."
-        ) from error
+    except (OSError, RuntimeError, SafetensorError, UnicodeError) as error:  # torch and safetensors have their own
+        reason = str(getattr(error, "strerror", None) or error).partition("\n")[0][:200]
+        raise ConversionError(f"{out}: cannot be written ({reason}). Make room, or choose another folder.") from error
     finally:
         for path in temporary:
             path.unlink(missing_ok=True)

@@ -57,8 +57,13 @@ def _print_rows(conversion: Conversion, console: Console, *, explain: bool) -> N
 
 def _print_verdict(conversion: Conversion, written: Written | None, out: Path, console: Console) -> None:
     failed = [proof.name for proof in conversion.proofs if not proof.passed]
-    if failed or conversion.missing:
-        why = f"the outputs differ: {', '.join(failed)}" if failed else f"{len(conversion.missing)} tensors are missing"
+    if not conversion.proven:
+        if failed:
+            why = f"the outputs differ: {', '.join(failed)}"
+        elif conversion.missing:
+            why = f"{len(conversion.missing)} tensors are missing"
+        else:
+            why = f"{conversion.coverage['changed_without_proof']} changed tensors are in no comparison"
         console.print(
             f"[bold red]FAIL[/] {escape(why)}; {escape(str(out))} was not written", highlight=False, soft_wrap=True
         )
@@ -69,8 +74,20 @@ def _print_verdict(conversion: Conversion, written: Written | None, out: Path, c
     console.print(
         f"[bold green]PASS[/] {escape(state)}, {len(conversion.state)} tensors{proven}", highlight=False, soft_wrap=True
     )
+    console.print(f"proof: {_coverage(conversion)}", highlight=False, soft_wrap=True)
     if written:
         console.print(f"sha256 {written.sha256}\ncertificate {written.certificate}", highlight=False, soft_wrap=True)
+
+
+def _coverage(conversion: Conversion) -> str:
+    """Tell what stands behind which tensors: a comparison of outputs, or only that they are copies."""
+    texts = {
+        "by_outputs": "{} tensors by the outputs above",
+        "copied_under_their_name": "{} are copies",
+        "copied_under_another_name": "{} are copies whose new names only the table vouches for",
+        "changed_without_proof": "{} were changed without proof",
+    }
+    return ", ".join(texts[key].format(count) for key, count in conversion.coverage.items() if count)
 
 
 def _print_moves(conversion: Conversion, names: tuple[str, ...], console: Console) -> None:
