@@ -20,6 +20,10 @@ class FileServer:
     cut-chunks chunked, without the last chunk
     chunks     chunked, whole
     no-length  neither length nor chunks
+    stubborn   If-Range is ignored, and Range is not
+    page       whole, and said to be a web page
+    odd        503, come again after a number that is none of ASCII
+    nowhere    redirected to what is no address
     gzip       said to be compressed
     busy       503, come again at once
     gone       404
@@ -82,6 +86,10 @@ def handler(state: FileServer) -> type[BaseHTTPRequestHandler]:
                 self.head(404, **{"Content-Length": "0"})
             elif way == "busy":
                 self.head(503, **{"Content-Length": "0", "Retry-After": "0"})
+            elif way == "odd":
+                self.head(503, **{"Content-Length": "0", "Retry-After": "²"})
+            elif way == "nowhere":
+                self.head(302, **{"Content-Length": "0", "Location": "http://[::1"})
             elif way in ("redirect", "loop"):
                 to = self.path if way == "loop" else f"/moved{self.path}"
                 self.head(302, **{"Content-Length": "0", "Location": to})
@@ -100,7 +108,7 @@ def handler(state: FileServer) -> type[BaseHTTPRequestHandler]:
             if way == "tamper":
                 data = data[:-1] + bytes([data[-1] ^ 1])
             asked = self.headers.get("Range", "").removeprefix("bytes=").rstrip("-")
-            fresh = self.headers.get("If-Range", tag) == tag
+            fresh = way == "stubborn" or self.headers.get("If-Range", tag) == tag
             start = int(asked) if asked and fresh and way != "plain" else 0
             if start >= len(data) and start:
                 self.head(416, **{"Content-Length": "0"})
@@ -112,6 +120,8 @@ def handler(state: FileServer) -> type[BaseHTTPRequestHandler]:
             headers = {"Content-Length": str(length), "ETag": tag}
             if start:
                 headers["Content-Range"] = f"bytes {told}-{len(data) - 1}/{len(data)}"
+            if way == "page":
+                headers["Content-Type"] = "text/html; charset=utf-8"
             if way == "gzip":
                 headers["Content-Encoding"] = "gzip"
             self.head(206 if start else 200, **headers)

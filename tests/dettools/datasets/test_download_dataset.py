@@ -86,18 +86,30 @@ def test_a_later_run_goes_on(server, tmp_path):
 
 
 @pytest.mark.parametrize("digest", [SHA256, ""])
-def test_a_file_that_changed_meanwhile_is_not_patched_together(server, tmp_path, digest):
+@pytest.mark.parametrize("way", ["whole", "stubborn"])
+def test_a_file_that_changed_meanwhile_is_not_patched_together(server, tmp_path, way, digest):
     with pytest.raises(DownloadError):
         get(server, tmp_path, "drop", "busy", digest="")
     newer = bytes(reversed(DATA))
     server.files["/a.bin"] = newer
     if digest:
         with pytest.raises(DownloadError, match="expected"):
-            get(server, tmp_path, "whole", digest=digest)
+            get(server, tmp_path, way, digest=digest)
         assert left(tmp_path) == set()
     else:
-        get(server, tmp_path, "whole", digest="")
+        get(server, tmp_path, way, digest="")
         assert (tmp_path / "a.bin").read_bytes() == newer
+
+
+def test_a_file_that_grew_meanwhile_is_not_patched_together(server, tmp_path):
+    """Its server tells no ETag that would show it, but another length."""
+    with pytest.raises(DownloadError):
+        get(server, tmp_path, "drop", "busy", digest="")
+    note = tmp_path / "a.bin.part.json"
+    server.files["/a.bin"] = longer = bytes(reversed(DATA)) + b"more"
+    note.write_text(json.dumps({**json.loads(note.read_text()), "validator": f'"{hash(longer)}"'}))
+    get(server, tmp_path, "stubborn", digest="")
+    assert (tmp_path / "a.bin").read_bytes() == longer
 
 
 @pytest.mark.parametrize(
@@ -108,6 +120,9 @@ def test_a_file_that_changed_meanwhile_is_not_patched_together(server, tmp_path,
         (["drop", "tamper"], "damaged on the way, or another file"),
         (["gone"], "HTTP 404"),
         (["loop"], "leads nowhere"),
+        (["nowhere"], "leads nowhere"),
+        (["odd"], "HTTP 503"),
+        (["page"], "a web page instead"),
         (["gzip"], "its length means nothing"),
         (["longer"], "cut or stood still|HTTP 416"),
         (["cut-chunks"], "cut or stood still"),
@@ -133,6 +148,13 @@ def test_without_a_digest_an_archive_shows_it_itself(server, tmp_path, way):
         assert name not in left(tmp_path)
 
 
+def test_nothing_is_no_file(server, tmp_path):
+    server.files["/a.bin"] = b""
+    with pytest.raises(DownloadError, match="it is empty"):
+        get(server, tmp_path, "whole", digest="")
+    assert left(tmp_path) == set()
+
+
 def test_a_size_that_is_known_refuses_another_file_before_it_comes(server, tmp_path):
     with pytest.raises(DownloadError, match="another file"):
         get(server, tmp_path, "truncate", digest="", size=len(DATA))
@@ -148,8 +170,46 @@ def test_without_length_or_digest_half_would_look_whole(server, tmp_path):
 
 def test_a_download_is_one_process_s(server, tmp_path):
     wanted = Wanted((f"{server.url}/a.bin",), tmp_path / "a.bin", None, SHA256)
-    with download_file._locked(wanted.path), pytest.raises(DownloadError, match="another download"):
+    with download_file.locked(wanted.path), pytest.raises(DownloadError, match="another run"):
         fetch(wanted, QUICK, threading.Event(), lambda done, total: None)
+
+
+def test_two_runs_in_one_folder_keep_each_other_s_records(tmp_path):
+    one, other = download._Records(tmp_path), download._Records(tmp_path)
+    record = {"url": "http://x", "size": 1, "sha256": "0", "proof": "length", "holds": []}
+    one.put("a.zip", record)
+    other.put("b.zip", record)
+    assert json.loads((tmp_path / "downloads.json").read_text()) == {"files": {"a.zip": record, "b.zip": record}}
+    assert left(tmp_path) == {"downloads.json"}
+
+
+def test_an_archive_is_unpacked_by_one_process_at_a_time(server, small, tmp_path, capsys):
+    assert call(tmp_path) == 0
+    capsys.readouterr()
+    with download_file.locked(tmp_path / "val.zip"):
+        assert call(tmp_path, "--parts", "val", "--unzip") == 1
+    assert "another run downloads or unpacks it" in outcomes(capsys)["val.zip"]["error"]
+    assert not (tmp_path / "val").exists()
+
+
+def test_unpacking_can_be_interrupted(tmp_path):
+    archives = {"a.zip": zip_of({"a.txt": b"x"}), "a.tar": tar_of({"a.txt": b"x"})}
+    stop = threading.Event()
+    stop.set()
+    for name, content in archives.items():
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(DownloadError, match="interrupted"):
+            unpack(tmp_path / name, tmp_path / "out", stop)
+        assert left(tmp_path / "out") == set()
+
+
+@pytest.mark.parametrize(
+    "content", ["[" * 100_000, '{"files": [1]}', '{"files": {"a": 1}}', '{"files": {"a": {"size": 1, "holds": 5}}}']
+)
+def test_damaged_records_are_told(tmp_path, capsys, content):
+    (tmp_path / "downloads.json").write_text(content)
+    assert main(["download-dataset", "--dataset-name", "balloon", "--save-dir", str(tmp_path), "--dry-run"]) == 2
+    assert "Remove it: all is proven anew" in capsys.readouterr().err
 
 
 def test_interrupted_and_gone_on(server, tmp_path):
@@ -169,7 +229,7 @@ def test_https_is_not_left():
 
     answer = Answer("http://b/x", [Answer("https://a/x")])
     with pytest.raises(DownloadError, match="from https"):
-        download_file._Download._take(object.__new__(download_file._Download), answer, 0)
+        download_file._Download._take(object.__new__(download_file._Download), answer, 0, {})
 
 
 # Archives
@@ -391,7 +451,9 @@ def test_a_mirror_is_tried_first_and_believed_no_more_than_the_source(server, sm
     assert call(tmp_path, "--parts", "val", "--mirror", f"{server.url}/mirror/") == 0
     assert [path for path, _, _ in server.asked] == ["/mirror/val.zip", "/val.zip"]
     assert (tmp_path / "val.zip").read_bytes() == val
-    assert call(tmp_path, "--mirror", "ftp://x") == 2
+    for wrong in ("ftp://x", "http://", "http://[::1"):
+        assert call(tmp_path, "--mirror", wrong) == 2
+    assert call(tmp_path, "--timeout", "nan") == 2
 
 
 def test_a_dry_run_asks_and_writes_nothing(server, small, tmp_path, capsys):

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from dettools.datasets.download_table import DataSet
 
 
+_LONGEST_TIMEOUT_S = 86_400
+
+
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the command's arguments."""
     parser = subparsers.add_parser(
@@ -83,13 +86,26 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _check(args: argparse.Namespace) -> None:
-    if args.threads < 1 or args.retries < 0 or args.timeout <= 0:
-        raise DetserveError("--threads, --retries and --timeout: expected at least 1, at least 0 and more than 0.")
+    if args.threads < 1 or args.retries < 0 or not 0 < args.timeout < _LONGEST_TIMEOUT_S:
+        raise DetserveError(
+            f"--threads {args.threads}, --retries {args.retries}, --timeout {args.timeout:g}: expected at least 1, "
+            f"at least 0, and seconds more than 0 and less than {_LONGEST_TIMEOUT_S}."
+        )
     if args.delete and not args.unzip:
         raise DetserveError("--delete removes archives once they are unpacked: give --unzip with it.")
     for mirror in args.mirror:
-        if not mirror.startswith(("http://", "https://")):
+        if not _is_address(mirror):
             raise DetserveError(f"--mirror: got {mirror!r}, expected an address with http:// or https://.")
+
+
+def _is_address(text: str) -> bool:
+    from urllib.parse import urlsplit
+
+    try:
+        parts = urlsplit(text)
+    except ValueError:
+        return False
+    return parts.scheme in ("http", "https") and bool(parts.hostname)
 
 
 def _told(outcomes: list[Outcome]) -> int:

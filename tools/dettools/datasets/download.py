@@ -16,7 +16,8 @@ from typing import Any
 from urllib.parse import quote
 
 from dettools.datasets.download_archive import unpack
-from dettools.datasets.download_file import Patience, Wanted, fetch, proof_of, sha256_of, stated_size
+from dettools.datasets.download_file import Patience, Wanted, fetch, locked, stated_size
+from dettools.datasets.download_proof import proof_of, sha256_of
 from dettools.datasets.download_table import DataSet, DownloadError, Part
 
 MANIFEST = "downloads.json"
@@ -238,7 +239,8 @@ def _bring(
         if outcome.state == "there" and _still_there(records.folder, record):
             return _with_note(outcome, "unpacked before: what came out of it is still there")
         progress(f"unpacking {path.name}", 0, 0)
-        brought = unpack(path, records.folder / part.unpack_to)
+        with locked(path):
+            brought = unpack(path, records.folder / part.unpack_to, stop)
         holds = [str(PurePosixPath(part.unpack_to, name)) for name in brought.top]
         # The archive may go, or be kept: what it brought is found again without it.
         records.put(part.path, {**record, "holds": holds, "deleted": options.delete})
@@ -314,26 +316,43 @@ def _free(folder: Path) -> int:
 
 
 class _Records:
-    """What ``downloads.json`` says of each file; written whole after each change."""
+    """What ``downloads.json`` says of each file; written whole after each change, by one process at a time."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._path = folder / MANIFEST
         self._lock = threading.Lock()
+        self._files = self._read()
+
+    def _read(self) -> dict[str, dict[str, Any]]:
         try:
-            self._files: dict[str, dict[str, Any]] = dict(json.loads(self._path.read_text("utf-8"))["files"])
+            files = json.loads(self._path.read_text("utf-8"))["files"]
         except FileNotFoundError:
-            self._files = {}
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            return {}
+        except OSError as error:
+            raise DownloadError(f"--save-dir: {self._path}: {error.strerror or error}. Name another folder.") from error
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise DownloadError(f"{self._path}: cannot be read ({error}). Remove it: all is proven anew.") from error
+        if not isinstance(files, dict) or not all(map(_is_record, files.values())):
+            raise DownloadError(f"{self._path}: is not what was written there. Remove it: all is proven anew.")
+        return files
 
     def of(self, path: str) -> dict[str, Any]:
         return self._files.get(path, {})
 
     def put(self, path: str, record: dict[str, Any]) -> None:
-        with self._lock:
-            self._files[path] = record
+        with self._lock, locked(self._path, wait=True) as draft:
+            # Another run may have written other files' since.
+            self._files = {**self._read(), path: record}
             text = json.dumps({"files": dict(sorted(self._files.items()))}, indent=2)
-            draft = self._path.with_name(f".{MANIFEST}.new")
-            draft.write_text(f"{text}\n", "utf-8")
-            draft.replace(self._path)
+            draft.truncate(0)
+            draft.write(f"{text}\n".encode())
+            draft.flush()
+            Path(draft.name).replace(self._path)
+
+
+def _is_record(value: object) -> bool:
+    if not isinstance(value, dict) or not isinstance(value.get("holds", []), list):
+        return False
+    texts = [value.get("url"), value.get("sha256"), value.get("proof"), *value.get("holds", [])]
+    return isinstance(value.get("size"), int) and all(isinstance(one, str) for one in texts)

@@ -8,6 +8,7 @@ A name that leads out, a link, a device, or more bytes than such an archive can 
 import shutil
 import stat
 import tarfile
+import threading
 import zipfile
 import zlib
 from collections.abc import Iterable
@@ -77,20 +78,26 @@ def check_whole(path: Path) -> bool:
     return True
 
 
-def unpack(path: Path, target: Path) -> Unpacked:
+def unpack(path: Path, target: Path, stop: threading.Event | None = None) -> Unpacked:
     """Unpack an archive into a folder; all of it, or nothing.
 
+    Args:
+        path: of the archive.
+        target: the folder.
+        stop: set from outside to end.
+
     Raises:
-        DownloadError: a member is not allowed, it is damaged, or too large.
+        DownloadError: a member is not allowed, it is damaged or too large, or it was ended from outside.
     """
+    stop = stop or threading.Event()
     staging = target / f".unpacking-{path.name}"
     try:
         shutil.rmtree(staging, ignore_errors=True)
         staging.mkdir(parents=True)
         if path.name.endswith(_ZIP):
-            _unpack_zip(path, staging)
+            _unpack_zip(path, staging, stop)
         else:
-            _unpack_tar(path, staging)
+            _unpack_tar(path, staging, stop)
         return _move(staging, target)
     except _DAMAGE as error:
         raise DownloadError(f"{path.name}: cannot be unpacked, it is damaged ({error}).") from error
@@ -118,11 +125,12 @@ def _check_zip(archive: zipfile.ZipFile, path: Path) -> None:
     _require_few(names, path)
 
 
-def _unpack_zip(path: Path, staging: Path) -> None:
+def _unpack_zip(path: Path, staging: Path, stop: threading.Event) -> None:
     with zipfile.ZipFile(path) as archive:
         _check_zip(archive, path)
         _require_room(sum(entry.file_size for entry in archive.infolist()), path, staging)
         for entry in archive.infolist():
+            _require_going_on(stop)
             target = staging / entry.filename
             if entry.is_dir():
                 target.mkdir(parents=True, exist_ok=True)
@@ -133,10 +141,11 @@ def _unpack_zip(path: Path, staging: Path) -> None:
                 shutil.copyfileobj(source, file, _CHUNK)
 
 
-def _unpack_tar(path: Path, staging: Path) -> None:
+def _unpack_tar(path: Path, staging: Path, stop: threading.Event) -> None:
     total = count = 0
     with tarfile.open(path, _tar_mode(path), tarinfo=_BoundedHeader) as tar:
         for member in tar:
+            _require_going_on(stop)
             if not (member.isreg() or member.isdir()):
                 raise DownloadError(f"{path.name}: its member {member.name!r} is a link or a device. Do not trust it.")
             _require_inside(member.name, path)
@@ -148,6 +157,11 @@ def _unpack_tar(path: Path, staging: Path) -> None:
                 _require_few(range(count), path)
             tar.extract(member, staging, filter="data")
         _require_end(tar, path)
+
+
+def _require_going_on(stop: threading.Event) -> None:
+    if stop.is_set():
+        raise DownloadError("interrupted while it was unpacked; the archive is kept.")
 
 
 def _tar_mode(path: Path) -> Literal["r:", "r:gz"]:

@@ -6,12 +6,11 @@ A name without ``.part`` therefore always is a whole file. What cannot be proven
 """
 
 import fcntl
-import hashlib
 import json
 import os
 import shutil
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +21,7 @@ import requests
 import tenacity
 from urllib3.exceptions import HTTPError
 
-from dettools.datasets.download_archive import check_whole
+from dettools.datasets.download_proof import proof_of, sha256_of
 from dettools.datasets.download_table import DownloadError
 
 Progress = Callable[[int, int], None]
@@ -109,7 +108,7 @@ def fetch(wanted: Wanted, patience: Patience, stop: threading.Event, progress: P
     reasons = []
     for url in wanted.urls:
         try:
-            with _locked(wanted.path) as part:
+            with locked(wanted.path) as part:
                 return _Download(url, wanted, part, patience, stop, progress).run()
         except DownloadError as error:
             reasons.append(f"{url}: {error}")
@@ -136,68 +135,49 @@ def stated_size(urls: tuple[str, ...], timeout_s: float, silent: set[str]) -> in
             answer = requests.head(
                 url, allow_redirects=True, timeout=(_CONNECT_S, timeout_s), headers={"Accept-Encoding": "identity"}
             )
-        except requests.RequestException:
+        except (requests.RequestException, ValueError):
             silent.add(host)
             continue
-        length = answer.headers.get("Content-Length", "")
-        if answer.status_code == 200 and length.isdigit():
-            return int(length)
+        length = _whole_number(answer.headers.get("Content-Length", ""))
+        if answer.status_code == 200 and length is not None:
+            return length
     return None
 
 
-def proof_of(path: Path, size: int | None, digest: str) -> str:
-    """Return what shows that a file is whole: its digest, its archive's own checks, or its length alone.
+@contextmanager
+def locked(path: Path, *, wait: bool = False) -> Iterator[IO[bytes]]:
+    """Open a file's part for this process alone; what is empty in the end is removed.
 
     Raises:
-        DownloadError: it is not whole, or not the file that it should be; or nothing can show it.
+        DownloadError: another process has it, and that is not waited for.
     """
-    got = path.stat().st_size
-    if size is not None and got != size:
-        raise DownloadError(f"got {got} bytes, expected {size}.")
-    if digest:
-        kind, _, expected = digest.partition(":")
-        if (found := _digest(path, kind)) != expected:
-            raise DownloadError(f"got {kind} {found}, expected {expected}: damaged on the way, or another file.")
-        return kind
-    if check_whole(path):
-        return "archive"
-    if size is None:
-        raise DownloadError("neither its size nor its digest is known, so that half of it would look like all.")
-    return "length"
-
-
-def sha256_of(path: Path, proven: str = "") -> str:
-    """Return a file's SHA-256; it is not read again where `proof_of` has proven that digest."""
-    kind, _, digits = proven.partition(":")
-    return digits if kind == "sha256" else _digest(path, "sha256")
-
-
-def _digest(path: Path, kind: str) -> str:
-    with path.open("rb") as file:
-        # MD5 is what is published for some files; it shows damage, not malice.
-        return hashlib.file_digest(file, lambda: hashlib.new(kind, usedforsecurity=False)).hexdigest()
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[IO[bytes]]:
-    """Open the file's part for this process alone."""
     path.parent.mkdir(parents=True, exist_ok=True)
     name = path.with_name(f"{path.name}.part")
-    with name.open("ab") as part:
-        try:
-            fcntl.flock(part, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # Another process may have made it whole, and so another name's, between the two lines above.
-            ours = name.exists() and name.stat().st_ino == os.fstat(part.fileno()).st_ino
-        except BlockingIOError:
-            ours = False
-        if not ours:
-            raise DownloadError("another download of it is running. Wait for it.")
-        try:
-            yield part
-        finally:
-            part.flush()
-            if os.fstat(part.fileno()).st_size == 0:
-                name.unlink(missing_ok=True)
+    while True:
+        with name.open("ab") as part:
+            try:
+                fcntl.flock(part, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+                # Another process may have made it whole, and so another name's, between the two lines above.
+                ours = name.exists() and name.stat().st_ino == os.fstat(part.fileno()).st_ino
+            except BlockingIOError:
+                ours = False
+            if not ours and wait:
+                continue
+            if not ours:
+                raise DownloadError("another run downloads or unpacks it. Wait for it.")
+            try:
+                yield part
+            finally:
+                part.flush()
+                if os.fstat(part.fileno()).st_size == 0:
+                    name.unlink(missing_ok=True)
+                    _note_of(path).unlink(missing_ok=True)
+            return
+
+
+def _note_of(path: Path) -> Path:
+    """Where it is told which file of which server a part is of."""
+    return path.with_name(f"{path.name}.part.json")
 
 
 class _Download:
@@ -208,7 +188,7 @@ class _Download:
     ) -> None:
         self._url, self._wanted, self._part = url, wanted, part
         self._patience, self._stop, self._progress = patience, stop, progress
-        self._note = wanted.path.with_name(f"{wanted.path.name}.part.json")
+        self._note = _note_of(wanted.path)
         self._most = self._barren = self._attempts = 0
 
     def run(self) -> Fetched:
@@ -246,14 +226,16 @@ class _Download:
         start, note = self._start()
         whole = note.get("total") or self._wanted.size
         if not (start and start == whole):
-            whole = self._receive(start, str(note.get("validator") or ""))
+            whole = self._receive(start, note)
         return self._finished(whole, resumed=start > 0)
 
     def _start(self) -> tuple[int, dict[str, Any]]:
         """Return how many bytes of this very file have come, and what its server said of it."""
         try:
             note = json.loads(self._note.read_text("utf-8"))
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
+            note = {}
+        if not isinstance(note, dict) or not isinstance(note.get("total"), int | None):
             note = {}
         same = note.get("url") == self._url and note.get("validator")
         whole = self._wanted.size or note.get("total")
@@ -263,35 +245,34 @@ class _Download:
             return 0, {}
         return start, note if same else {}
 
-    def _receive(self, start: int, validator: str) -> int | None:
+    def _receive(self, start: int, note: Mapping[str, Any]) -> int | None:
         headers = {"Accept-Encoding": "identity"}
         if start:
             headers["Range"] = f"bytes={start}-"
-            if validator:
-                headers["If-Range"] = validator
+            if note.get("validator"):
+                headers["If-Range"] = str(note["validator"])
         reached = False
         try:
             with requests.get(
                 self._url, headers=headers, stream=True, timeout=(_CONNECT_S, self._patience.timeout_s)
             ) as answer:
                 reached = True
-                return self._take(answer, start)
-        except (requests.TooManyRedirects, requests.exceptions.InvalidSchema, requests.exceptions.InvalidURL) as error:
-            raise DownloadError(f"the address leads nowhere ({error}).") from error
+                return self._take(answer, start, note)
+        except (requests.TooManyRedirects, ValueError) as error:  # A ValueError is of an address or a header.
+            raise DownloadError(f"it leads nowhere ({error}).") from error
         except requests.exceptions.SSLError as error:
             raise DownloadError(f"its certificate is not valid ({error}).") from error
         except (requests.RequestException, HTTPError) as error:
             what = "the connection was cut or stood still" if reached else "the server cannot be reached"
             raise _MayPassError(f"{what} ({_cause(error)})") from error
 
-    def _take(self, answer: requests.Response, start: int) -> int | None:
+    def _take(self, answer: requests.Response, start: int, note: Mapping[str, Any]) -> int | None:
         """Check the answer's head, append its body; return the size of the whole, where it is known."""
         chain = [one.url for one in (*answer.history, answer)]
         if chain[0].startswith("https:") and not all(url.startswith("https:") for url in chain):
             raise DownloadError(f"it leads from https to {chain[-1]}, which anyone on the way can change.")
         if answer.status_code in _MAY_PASS:
-            after = answer.headers.get("Retry-After", "")
-            raise _MayPassError(f"HTTP {answer.status_code}", float(after) if after.isdigit() else None)
+            raise _MayPassError(f"HTTP {answer.status_code}", _whole_number(answer.headers.get("Retry-After", "")))
         if answer.status_code == 416:
             self._begin_anew()
             raise _MayPassError("HTTP 416: what had come does not fit")
@@ -299,12 +280,17 @@ class _Download:
             raise DownloadError(f"HTTP {answer.status_code} {answer.reason}.")
         if answer.headers.get("Content-Encoding", "identity") != "identity":
             raise DownloadError("the server compresses what was asked for as it is, so that its length means nothing.")
+        if answer.headers.get("Content-Type", "").startswith("text/html"):
+            raise DownloadError("the server sent a web page instead, perhaps to log in.")
         total = self._total(answer, start)
+        validator = _validator(answer)
         if answer.status_code == 200:
             self._begin_anew()
             start = 0
+        elif start:
+            self._require_same(answer, total, note)
+            validator = validator or note.get("validator") or ""
         self._require_room(total, start)
-        validator = _validator(answer)
         self._note.write_text(json.dumps({"url": self._url, "validator": validator, "total": total}), "utf-8")
         done = start
         # What has come, be it less: of a chunk that is cut, `iter_content` would keep nothing.
@@ -321,6 +307,15 @@ class _Download:
         self._part.flush()
         return total
 
+    def _require_same(self, answer: requests.Response, total: int | None, note: Mapping[str, Any]) -> None:
+        """Not every server heeds If-Range: the rest may be another file's than what has come."""
+        known = str(note.get("validator") or "")
+        told = answer.headers.get("ETag" if known.startswith('"') else "Last-Modified", "")
+        longer = None not in (total, note.get("total")) and total != note["total"]
+        if longer or (known and told not in ("", known)):
+            self._begin_anew()
+            raise _MayPassError("the file has changed since it was begun")
+
     def _total(self, answer: requests.Response, start: int) -> int | None:
         """Return the size of the whole file by the answer's head."""
         if answer.status_code == 206:
@@ -328,10 +323,10 @@ class _Download:
             if span.removeprefix("bytes ").partition("-")[0] != str(start):
                 self._begin_anew()
                 raise _MayPassError(f"asked from byte {start}, the server answered {span or 'without a range'}")
-            total = int(whole) if whole.isdigit() else self._wanted.size
+            stated = _whole_number(whole)
         else:
-            length = answer.headers.get("Content-Length", "")
-            total = int(length) if length.isdigit() else self._wanted.size
+            stated = _whole_number(answer.headers.get("Content-Length", ""))
+        total = self._wanted.size if stated is None else stated
         if total is not None and self._wanted.size not in (None, total):
             raise DownloadError(f"the server has {total} bytes, expected {self._wanted.size}: another file.")
         chunked = answer.headers.get("Transfer-Encoding", "").lower() == "chunked"
@@ -371,6 +366,11 @@ class _Download:
         free = shutil.disk_usage(self._wanted.path.parent).free
         if total is not None and total - start > free:
             raise DownloadError(f"{total - start} bytes are to come, the disk has {free} left.")
+
+
+def _whole_number(text: str) -> int | None:
+    """Read a number of a header, as far as a file can be long."""
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 19 else None
 
 
 def _validator(answer: requests.Response) -> str:
