@@ -235,15 +235,19 @@ def test_https_is_not_left():
 # Archives
 
 
-def zip_of(members: dict[str, bytes], kind: int = 0) -> bytes:
+def zip_of(members: dict[str, bytes], kind: int = 0, method: int = zipfile.ZIP_DEFLATED) -> bytes:
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, data in members.items():
             entry = zipfile.ZipInfo(name)
             entry.external_attr = kind << 16
-            entry.compress_type = zipfile.ZIP_DEFLATED
+            entry.compress_type = method
             archive.writestr(entry, data)
     return file.getvalue()
+
+
+def with_damage(data: bytes, start: int) -> bytes:
+    return data[:start] + bytes(byte ^ 255 for byte in data[start : start + 60]) + data[start + 60 :]
 
 
 def tar_of(members: dict[str, bytes], mode: str = "w", kind: bytes = tarfile.REGTYPE) -> bytes:
@@ -270,6 +274,7 @@ BAD = {
     "hard.tar": tar_of({"link": b""}, kind=tarfile.LNKTYPE),
     "device.tar": tar_of({"dev": b""}, kind=tarfile.CHRTYPE),
     "bomb.tar.gz": tar_of({"a": bytes(80 << 20)}, "w:gz"),
+    "lzma.zip": with_damage(zip_of({"a": DATA}, method=zipfile.ZIP_LZMA), 60),
     "cut.zip": zip_of({"a": DATA})[:-30],
     "cut.tar": tar_of({"a": DATA})[:200_000],
     "cut.tar.gz": tar_of({"a": DATA}, "w:gz")[:200_000],

@@ -5,6 +5,7 @@
 A name that leads out, a link, a device, or more bytes than such an archive can hold: nothing of it is kept.
 """
 
+import lzma
 import shutil
 import stat
 import tarfile
@@ -24,7 +25,16 @@ _MOST_GROWTH = 100
 _FREE_GROWTH = 64 << 20
 _MOST_MEMBERS = 5_000_000
 _LARGEST_HEADER = 1 << 20
-_DAMAGE = (zipfile.BadZipFile, tarfile.TarError, EOFError, zlib.error, NotImplementedError, RuntimeError, ValueError)
+_DAMAGE = (
+    zipfile.BadZipFile,
+    tarfile.TarError,
+    EOFError,
+    zlib.error,
+    lzma.LZMAError,
+    NotImplementedError,
+    RuntimeError,
+    ValueError,
+)
 
 
 @dataclass(frozen=True)
