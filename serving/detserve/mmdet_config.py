@@ -31,6 +31,7 @@ from detserve.config_evaluation import NotLiteralError as NotLiteralError
 
 _BASE, _DELETE = "_base_", "_delete_"
 _DEEPEST = 40
+_MOST_FILES = 1000
 _BASE_VARIABLE = re.compile(r"\{\{\s*_base_\.([\w.]+)\s*\}\}")
 _ENVIRONMENT = re.compile(r"\{\{\s*\$")
 _RUNNER = """
@@ -76,8 +77,8 @@ def read_config(path: Path, *, allow_code: bool = False) -> MmdetConfig:
     except NotLiteralError as error:
         if not allow_code:
             raise NotLiteralError(
-                f"{error} Reading it would run it. If you trust whoever wrote it, allow that; else give the flattened "
-                "config that MMDetection's training wrote into its work folder."
+                f"{error} Reading it would run it. If you trust whoever wrote it, allow that with --allow-code; else "
+                "give the flattened config that MMDetection's training wrote into its work folder."
             ) from error
         return MmdetConfig(_run(path), (path.resolve(),), str(error))
 
@@ -109,8 +110,11 @@ def load_config(text: str) -> dict[str, Any]:
 
 
 def _flattened(path: Path, files: list[Path], depth: int) -> dict[str, Any]:
-    if depth > _DEEPEST:
-        raise ConfigError(f"config {path.name}: its _base_ files form a circle.")
+    if depth > _DEEPEST or len(files) > _MOST_FILES:
+        raise ConfigError(
+            f"config {path.name}: its _base_ files form a circle, or there are more than {_DEEPEST} on each other or "
+            f"{_MOST_FILES} in all. Take out the one that leads back."
+        )
     values, bases = _evaluated(path, files, depth)
     files.append(path)
     merged = _merged(values, bases)
@@ -131,13 +135,17 @@ def _evaluated(path: Path, files: list[Path], depth: int) -> tuple[dict[str, Any
             named = _base_names_of(tree, path)
         else:
             own: Any = json.loads(text) if path.suffix == ".json" else yaml.load(text, _Yaml)  # noqa: S506 - a SafeLoader
-            if not isinstance(own, dict):
-                raise ConfigError(f"config {path.name}: got a {type(own).__name__}, expected a mapping.")
+            if not isinstance(own, dict) or not all(isinstance(key, str) for key in own):
+                got = f"the keys {', '.join(map(repr, own))}" if isinstance(own, dict) else f"a {type(own).__name__}"
+                raise ConfigError(f"config {path.name}: got {got}, expected a mapping of names to values.")
             named = own.pop(_BASE, [])
     except (SyntaxError, ValueError, yaml.YAMLError, RecursionError, MemoryError) as error:
         raise ConfigError(f"config {path.name}: cannot be parsed ({error}).") from error
     bases: dict[str, Any] = {}
-    for name in [named] if isinstance(named, str) else named:
+    names = [named] if isinstance(named, str) else named
+    if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
+        raise ConfigError(f"config {path.name}: got _base_ = {named!r}, expected a file's name or a list of them.")
+    for name in names:
         if "::" in name:
             raise NotLiteralError(f"config {path.name} is based on {name}, a config of another package.")
         base = _flattened((path.parent / name).resolve(), files, depth + 1)
@@ -148,6 +156,8 @@ def _evaluated(path: Path, files: list[Path], depth: int) -> tuple[dict[str, Any
     values = Evaluation(path, bases).run(tree) if path.suffix == ".py" else own
     budget = Budget(path)
     budget.count(values)
+    if path.suffix != ".py":
+        _require_known(values, path)
     return _substituted(values, asked, bases, budget), bases
 
 
@@ -252,6 +262,18 @@ def _run(path: Path) -> dict[str, Any]:
             last = (done.stderr.strip().splitlines() or ["no message"])[-1]
             raise ConfigError(f"config {path.name}: running it failed ({last[:300]}).")
         return load_config(result.read_text("utf-8"))
+
+
+def _require_known(value: Any, path: Path) -> None:
+    """Refuse YAML's dates and bytes: no Python config has them."""
+    if isinstance(value, dict | list | tuple | set):
+        for inner in [*value, *value.values()] if isinstance(value, dict) else value:
+            _require_known(inner, path)
+    elif not isinstance(value, str | int | float | bool | None):
+        raise ConfigError(
+            f"config {path.name}: got {value!r}, a {type(value).__name__}, expected texts and numbers. Put a date in "
+            "quotes."
+        )
 
 
 def _require_data(value: Any, place: str) -> None:

@@ -289,3 +289,37 @@ def test_packaged_configs_are_read_as_mmengine_reads_them(name):
     read = read_config(path)
     assert read.values == Config.fromfile(path, import_custom_modules=False).to_dict()
     assert load_config(dump_config(read.values)) == read.values
+
+
+@pytest.mark.parametrize("base", ["None", "3", "[3]", "{'a': 1}"])
+@pytest.mark.parametrize("suffix", [".py", ".yml"])
+def test_a_base_that_is_no_name_is_an_error(base, suffix, tmp_path):
+    path = tmp_path / f"c{suffix}"
+    path.write_text(f"_base_ = {base}\n" if suffix == ".py" else f"_base_: {base.replace('None', 'null')}\n")
+    with pytest.raises(ConfigError, match="expected a file's name or a list of them"):
+        read_config(path)
+
+
+def test_bases_that_lead_back_or_are_read_a_billion_times_are_refused(tmp_path):
+    (tmp_path / "circle.py").write_text("_base_ = 'circle.py'\n")
+    for number in range(30):
+        (tmp_path / f"c{number}.py").write_text(f"_base_ = ['c{number + 1}.py', 'c{number + 1}.py']\n")
+    (tmp_path / "c30.py").write_text("")
+    for name in ("circle.py", "c0.py"):
+        with pytest.raises(ConfigError, match="form a circle, or there are more than"):
+            read_config(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("1: 2\n", "got the keys 1, expected a mapping of names"),
+        ("x: [2020-01-01]\n", "a date"),
+        ("x: !!binary aGk=", "a bytes"),
+    ],
+)
+def test_yaml_that_is_no_config_is_refused(text, message, tmp_path):
+    path = tmp_path / "c.yml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        read_config(path)

@@ -255,7 +255,8 @@ def test_a_config_with_code_is_not_run(tmp_path, capsys):
     config.write_text(f"open({str(marker)!r}, 'w').close()\nx = 1\n")
     assert main(["print-config", str(config)]) == 2
     assert not marker.exists()
-    assert "run it" in capsys.readouterr().err
+    assert "run it" in (told := capsys.readouterr().err)
+    assert "allow that with --allow-code" in told
     pytest.importorskip("mmengine")
     assert main(["print-config", str(config), "--allow-code", "--origins"]) == 0
     assert marker.exists()
@@ -383,3 +384,95 @@ def test_no_torch_for_a_config(config):
     code = f"import sys; from dettools.cli import main; main({words}); print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "False"
+
+
+def test_a_config_is_never_written_over_what_was_read(config, capsys):
+    before = {path.name: path.read_text() for path in config.parent.iterdir()}
+    for name in ("over.py", "base.py"):
+        assert main(["print-config", str(config), "--save-path", str(config.with_name(name))]) == 2
+        assert "which was read, expected another file" in capsys.readouterr().err
+    assert {path.name: path.read_text() for path in config.parent.iterdir()} == before
+
+
+def test_a_file_that_cannot_be_written_whole_stays_as_it_was(config, tmp_path, monkeypatch, capsys):
+    saved = tmp_path / "flat.py"
+    saved.write_text("older = 1\n")
+
+    def stopped(path: Path, text: str, **_: object) -> None:
+        path.write_bytes(text[:5].encode())
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", stopped)
+    assert main(["print-config", str(config), "--save-path", str(saved)]) == 2
+    assert "cannot be written (No space left on device)" in capsys.readouterr().err
+    assert saved.read_text() == "older = 1\n"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["base.py", "flat.py", "over.py"]
+    assert main(["print-config", str(config), "--save-path", "x" * 300 + ".py"]) == 2
+
+
+def test_other_secrets_differ_without_being_shown(tmp_path, capsys):
+    """Hidden first and compared then, they were all `***`, and equal."""
+    before, after = tmp_path / "a.py", tmp_path / "b.py"
+    before.write_text("db = dict(token='hush-one')\n")
+    after.write_text("db = dict(token='hush-two')\n")
+    assert main(["print-config", str(before), "--diff", str(after), "--json"]) == 1
+    captured = capsys.readouterr()
+    assert "hush" not in captured.out + captured.err
+    assert json.loads(captured.out)["differences"][0]["after"] == "***"
+    assert main(["print-config", str(before), "--diff", str(after), "--show-secrets"]) == 1
+    assert "'hush-one' → 'hush-two'" in capsys.readouterr().out
+
+
+def test_the_difference_at_a_key_is_told_where_all_around_it_differs(config, capsys):
+    base = config.with_name("base.py")
+    assert main(["print-config", str(base), "--diff", str(config), "--key", "model.head.classes"]) == 1
+    assert "+ model.head: dict(classes=3)" in capsys.readouterr().out
+    assert main(["print-config", str(base), "--diff", str(config), "--key", "model.bakbone"]) == 2
+    assert "expected a key of model" in capsys.readouterr().err
+
+
+def test_more_shapes_of_secrets():
+    values = {
+        "api_keys": ["hush"],
+        "passwords": ["hush"],
+        "headers": {"Authorization": "Basic hush"},
+        "auth": "Bearer hush-hush",
+        "ssh_key": "hush",
+        "database": "Server=x;Password=hush;Timeout=3",
+        "hook": "https://hooks.slack.com/services/hush/hush",
+    }
+    found = redacted(values)
+    assert "hush" not in flat_text(found.values)
+    assert found.values["database"] == "Server=x;Password=***;Timeout=3"
+    harmless = {"tokens": ["cat"], "passwords_file": "p", "anchor_key": "k", "threshold": float("nan")}
+    # NaN differs from itself.
+    assert redacted(harmless).hidden == ()
+
+
+def test_an_error_does_not_tell_a_secret(tmp_path, capsys):
+    config = tmp_path / "c.py"
+    config.write_text("token = 'hush'\n")
+    assert main(["print-config", str(config), "--cfg-options", "token.x=1"]) == 2
+    assert "token is a str, which has no 'x'" in (told := capsys.readouterr().err)
+    assert "hush" not in told
+
+
+@pytest.mark.parametrize("suffix", [".json", ".yml"])
+def test_python_values_that_json_and_yaml_lack_are_written(suffix, tmp_path, capsys):
+    config, saved = tmp_path / "c.py", tmp_path / f"flat{suffix}"
+    config.write_text("kinds = {1, 'a'}\nsteps = range(3)\npairs = {(1, 2): 3, 'b': 4}\nlast = float('inf')\n")
+    assert main(["print-config", str(config), "--save-path", str(saved), "--json"]) == 0
+    expected = {"kinds": [1, "a"], "steps": [0, 1, 2], "pairs": {"(1, 2)": 3, "b": 4}}
+    assert read_config(saved).values == {**expected, "last": float("inf")}
+
+    def refuse(constant: str) -> None:
+        raise ValueError(constant)
+
+    document = json.loads(capsys.readouterr().out, parse_constant=refuse)
+    assert document["values"] == {**expected, "last": "inf"}
+
+
+def test_a_json_file_indented_by_tabs_has_lines(tmp_path):
+    config = tmp_path / "c.json"
+    config.write_text('{\n\t"a": 1,\n\t"b": {\n\t\t"c": 2}}\n')
+    assert {key: Path(place).name for key, place in places(config).items()} == {"a": "c.json:2", "b.c": "c.json:4"}

@@ -56,13 +56,18 @@ def run(args: argparse.Namespace) -> int:
     from dettools.configs.config_source import load_located
     from dettools.configs.config_text import flat_text, pretty_text, save_config
 
-    config = _shown(load_located(args.config, args.cfg_options, allow_code=args.allow_code), args)
-    out = sys.stderr if args.json else sys.stdout
+    if args.diff and (args.save_path or args.origins):
+        flag = "--save-path" if args.save_path else "--origins"
+        raise DetserveError(f"{flag}: has no meaning with --diff. Leave one of them out.")
+    located = load_located(args.config, args.cfg_options, allow_code=args.allow_code)
+    config = _shown(located, args)
     if args.diff:
-        for flag in ("save_path", "origins"):
-            if getattr(args, flag):
-                raise DetserveError(f"--{flag.replace('_', '-')}: has no meaning with --diff. Leave one of them out.")
-        return _diff(config, _shown(load_located(args.diff, allow_code=args.allow_code), args), args)
+        other = load_located(args.diff, allow_code=args.allow_code)
+        _shown(other, args)
+        return _diff(located, other, args)
+    if args.save_path:
+        _refuse_source(args.save_path, config)
+    out = sys.stderr if args.json else sys.stdout
     path, part = _part(config.values, args.key)
     if args.origins:
         _print_origins(config, path, part, out)
@@ -75,7 +80,7 @@ def run(args: argparse.Namespace) -> int:
             print(f"note: {note}", file=sys.stderr)
         print(f"Config saving at {args.save_path}", file=out)
     if args.json:
-        print(json.dumps(_document(config, path, part), default=_as_json))
+        print(json.dumps(_document(config, path, part)))
     return 0
 
 
@@ -96,6 +101,16 @@ def _shown(config: LocatedConfig, args: argparse.Namespace) -> LocatedConfig:
     return replace(config, values=shown.values)
 
 
+def _refuse_source(path: Path, config: LocatedConfig) -> None:
+    """A config written over itself or its base would lose its structure, its comments, and what is hidden here."""
+    try:
+        read = any(path.samefile(file) for file in config.files if Path(file).exists())
+    except OSError:  # no such file; one that cannot be is told where it is written
+        return
+    if read:
+        raise DetserveError(f"--save-path: got {path}, which was read, expected another file. Nothing was changed.")
+
+
 def _part(values: dict[str, Any], key: str | None) -> tuple[tuple[Key, ...], Any]:
     part: Any = values
     path: list[Key] = []
@@ -105,6 +120,8 @@ def _part(values: dict[str, Any], key: str | None) -> tuple[tuple[Key, ...], Any
             part = part[at]
         except (LookupError, TypeError):
             has = ", ".join(map(str, part)) if isinstance(part, dict) else f"a {type(part).__name__}"
+            if isinstance(part, list | tuple):
+                has = f"numbers below {len(part)}"
             where = ".".join(map(str, path)) or "the config"
             raise DetserveError(f"--key {key}: got {word!r}, expected a key of {where}: {has}.") from None
         path.append(at)
@@ -122,30 +139,62 @@ def _print_origins(config: LocatedConfig, path: tuple[Key, ...], part: Any, out:
 
 
 def _diff(before: LocatedConfig, after: LocatedConfig, args: argparse.Namespace) -> int:
+    from dettools.configs.config_text import plain
     from dettools.configs.difference import differences
 
-    key = args.key
-    changes = [one for one in differences(before, after) if not key or one.key == key or one.key.startswith(f"{key}.")]
+    if args.key:
+        _require_key(args.key, before, after)
+    # Compared with their secrets, so that other ones differ, and shown without.
+    changes = [_without_secrets(one, args) for one in differences(before, after) if _concerns(one, args.key)]
     out = sys.stderr if args.json else sys.stdout
     print(f"--- {before.name}\n+++ {after.name}", file=out)
     for change in changes:
         print(_change_line(change), file=out)
-    print(f"{len(changes)} differences" if changes else "no difference", file=out)
+    told = f"{len(changes)} difference{'s' if len(changes) > 1 else ''}" if changes else "no difference"
+    print(told, file=out)
     if args.json:
         rows = [
             {
                 "kind": one.kind,
                 "key": one.key,
-                "before": one.before,
-                "after": one.after,
+                "before": plain(one.before, finite=True),
+                "after": plain(one.after, finite=True),
                 "before_place": None if one.before_place is None else str(one.before_place),
                 "after_place": None if one.after_place is None else str(one.after_place),
             }
             for one in changes
         ]
         document = {"config": before.name, "other": after.name, "equal": not changes, "differences": rows}
-        print(json.dumps(document, default=_as_json))
+        print(json.dumps(document))
     return 1 if changes else 0
+
+
+def _require_key(key: str, *configs: LocatedConfig) -> None:
+    """Refuse a key that no config has: that they do not differ there says nothing."""
+    missing = []
+    for config in configs:
+        try:
+            _part(config.values, key)
+        except DetserveError as error:
+            missing.append(error)
+    if len(missing) == len(configs):
+        raise missing[0]
+
+
+def _concerns(change: Change, key: str | None) -> bool:
+    """Whether a change lies at a key, below it, or around it."""
+    return not key or f"{change.key}.".startswith(f"{key}.") or f"{key}.".startswith(f"{change.key}.")
+
+
+def _without_secrets(change: Change, args: argparse.Namespace) -> Change:
+    from dataclasses import replace
+
+    from dettools.configs.redaction import redacted_at
+
+    if args.show_secrets:
+        return change
+    before, after = (redacted_at(change.path, value) for value in (change.before, change.after))
+    return replace(change, before=before, after=after)
 
 
 def _change_line(change: Change) -> str:
@@ -162,6 +211,7 @@ def _change_line(change: Change) -> str:
 
 def _document(config: LocatedConfig, path: tuple[Key, ...], part: Any) -> dict[str, Any]:
     from dettools.configs.config_source import leaves
+    from dettools.configs.config_text import plain
 
     origins = {
         ".".join(map(str, where)): {
@@ -176,14 +226,10 @@ def _document(config: LocatedConfig, path: tuple[Key, ...], part: Any) -> dict[s
         "config": config.name,
         "files": list(config.files),
         "code_ran": config.code_ran,
-        "values": part,
+        "values": plain(part, finite=True),
         "origins": origins,
     }
 
 
 def _cut(text: str) -> str:
     return text if len(text) <= _LONGEST_VALUE else f"{text[:_LONGEST_VALUE]}…"
-
-
-def _as_json(value: Any) -> Any:
-    return sorted(value, key=str) if isinstance(value, set) else str(value)

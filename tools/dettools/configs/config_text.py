@@ -1,8 +1,10 @@
 """A config written down: in Python as configs are written and read back to the same values, in JSON, or in YAML."""
 
+import contextlib
 import json
 import keyword
 import math
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -59,14 +61,20 @@ def save_config(path: Path, values: Mapping[str, Any]) -> list[str]:
     if path.suffix == ".py":
         text = pretty_text(values)
     elif path.suffix == ".json":
-        text = json.dumps(_plain(values), indent=2) + "\n"
+        text = json.dumps(plain(values), indent=2) + "\n"
     else:
-        text = yaml.safe_dump(_plain(values), sort_keys=True, allow_unicode=True)
+        text = yaml.safe_dump(plain(values), sort_keys=False, allow_unicode=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"--save-path {path}: cannot be written: {error.strerror or error}.") from error
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
+    except (OSError, UnicodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ConfigError(f"--save-path {path}: cannot be written ({reason}). Choose another place.") from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
     return notes
 
 
@@ -105,9 +113,18 @@ def _tuples_in(value: Any) -> int:
     return 0
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any, *, finite: bool = False) -> Any:
+    """Return a value as JSON and YAML can hold it: what is counted through becomes a list.
+
+    Args:
+        value: of a config.
+        finite: infinite numbers and NaN become texts, which every reader of JSON knows.
+    """
     if isinstance(value, Mapping):
-        return {key: _plain(inner) for key, inner in value.items()}
+        keys = {key: key if isinstance(key, str | int | float | None) else str(key) for key in _sorted(value)}
+        return {shown: plain(value[key], finite=finite) for key, shown in keys.items()}
     if isinstance(value, set):
-        return sorted(value)
-    return [_plain(inner) for inner in value] if isinstance(value, list | tuple) else value
+        value = sorted(value, key=str)
+    if isinstance(value, list | tuple | range):
+        return [plain(inner, finite=finite) for inner in value]
+    return str(value) if finite and isinstance(value, float) and not math.isfinite(value) else value

@@ -247,11 +247,13 @@ def _constant(node: ast.expr) -> Any:
 def _marked(path: Path, text: str, label: Callable[[Path], str]) -> Origins:
     """YAML and JSON, by the marks of the YAML parser; a JSON file that is no YAML has its file as the only place."""
     file = label(path)
+    if path.suffix == ".json":
+        text = text.replace("\t", " ")  # a JSON file may be indented by tabs, and has none in its texts
     try:
         # `{{_base_.x}}` stands there without quotes, which YAML takes for mappings.
         root = yaml.compose(_VARIABLE.sub(r'"{{\1}}"', text), yaml.SafeLoader)
     except yaml.YAMLError:
-        return Origins(Place(file, 1), {}, "dict")
+        return Origins(Place(file, 0), {}, "dict")
     bases = _bases([one.value for one in _scalars(root)], path, label)
     return merged(_of_node(root, file, bases), bases)
 

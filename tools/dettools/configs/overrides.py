@@ -117,7 +117,8 @@ def _set(values: dict[str, Any], keys: list[str], new: Any, dotted: str) -> tupl
             raise ConfigError(f"--cfg-options {dotted}: got {key!r}, expected a number below {len(place)}.")
         if not isinstance(place, dict | list):
             raise ConfigError(
-                f"--cfg-options {dotted}: {'.'.join(keys[:depth])} is {place!r}, which has no {key!r}. Set it itself."
+                f"--cfg-options {dotted}: {'.'.join(keys[:depth])} is a {type(place).__name__}, which has no {key!r}. "
+                "Set it itself."
             )
         path.append(at)
         if isinstance(place, dict) and at not in place:
