@@ -6,7 +6,6 @@ The cost of a trap is what it takes from AP in files that are sound but for it. 
 has: it leaves out what is of an unknown image or class, and counts the object with the id 0 as never found.
 """
 
-import itertools
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -15,8 +14,19 @@ from pathlib import Path
 from typing import Any, Literal
 
 from dettools.coco_metrics import evaluate_coco
-from dettools.datasets.dataset import Box, Dataset, Problem, box_of, is_id, is_key, is_number, read_header, size_of
+from dettools.datasets.dataset import Dataset, Problem, box_of, is_id, is_key, is_number, read_header
 from dettools.datasets.inspection import KINDS, Inspection, find_problems
+from dettools.datasets.trap_repairs import (
+    Entries,
+    fractions_as_boxes,
+    from_corners,
+    in_pixels,
+    turned_as_shown,
+    with_changed_boxes,
+    with_ids_of_places,
+    with_new_ids,
+    without,
+)
 from dettools.ground_truth import GroundTruth, ground_truth_of
 from dettools.predictions import RESULTS_FILE, load_predictions
 from dettools.published_figures import published_figures
@@ -32,24 +42,11 @@ TRAPS = {
     "zero_area": "a box without width or height, or with a negative one, can never be found",
 }
 Where = Literal["annotations", "predictions"]
-# An annotation's place stays its place; what was taken out is None.
-Entries = list[dict[str, Any] | None]
 _MOST_EXAMPLES = 3
 _ONLY_TOLD = ("duplicate_image_id", "unknown_image", "unknown_category", "duplicate_category", "bad_box")
 _SHARE = 0.95
 # No detection reaches so far: a second object with the id 0 is never found either.
 _FAR_AWAY = 1e7
-# A point in fractions of the stored width and height, in those of the photograph as EXIF's orientation shows it.
-_TURNED: dict[int, Callable[[float, float], tuple[float, float]]] = {
-    1: lambda x, y: (x, y),
-    2: lambda x, y: (1 - x, y),
-    3: lambda x, y: (1 - x, 1 - y),
-    4: lambda x, y: (x, 1 - y),
-    5: lambda x, y: (y, x),
-    6: lambda x, y: (1 - y, x),
-    7: lambda x, y: (1 - y, 1 - x),
-    8: lambda x, y: (y, 1 - x),
-}
 
 
 @dataclass(frozen=True)
@@ -137,16 +134,30 @@ def find_traps(dataset: Dataset, predictions: Path | None = None) -> TrapCheck:
             sides[one.where] = one.undo(sides[one.where])
         against = _truth(dataset, sides["annotations"])
         detections = [one for one in sides["predictions"] if one and one["category_id"] in against.category_ids]
-        metrics = evaluate_coco(against, detections)
-        by_pycocotools = published_figures(against, detections, metrics)
-        return metrics.ap if by_pycocotools is None else by_pycocotools["AP"] or 0.0
+        return _ap_of_pycocotools(against, detections)
 
-    sound = ap(found)
+    as_they_are = ap([])
+    sound = ap(found) if found else as_they_are
     measured = []
     for one in found:
-        left = ap([other for other in found if other is not one])
+        left = ap([other for other in found if other is not one]) if len(found) > 1 else as_they_are
         measured.append(Trap(one.kind, one.where, one.count, one.examples, left, sound - left))
-    return TrapCheck(tuple(measured), ap([]), sound, tuple(notes))
+    return TrapCheck(tuple(measured), as_they_are, sound, tuple(notes))
+
+
+def _ap_of_pycocotools(truth: GroundTruth, detections: Sequence[dict[str, Any]]) -> float:
+    """Return AP with an object of the id 0 counted as never found; of its class, slow pycocotools itself tells it."""
+    metrics = evaluate_coco(truth, detections)
+    zero = next((one for one in truth.annotations if one["id"] == truth.zero_id), None)
+    if zero is None:
+        return metrics.ap
+    only = truth.with_categories([one.name for one in truth.categories if one.id == zero["category_id"]])
+    published = published_figures(only, [one for one in detections if one["category_id"] in only.category_ids], metrics)
+    if published is None:
+        return metrics.ap
+    each = [published["AP"] if one.category_id == zero["category_id"] else one.ap for one in metrics.per_class]
+    known = [one for one in each if one is not None]
+    return sum(known) / len(known)
 
 
 def _in_annotations(dataset: Dataset, inspection: Inspection) -> list[_Found]:
@@ -162,10 +173,12 @@ def _in_annotations(dataset: Dataset, inspection: Inspection) -> list[_Found]:
     if there := [place for one in turned for place in dataset.annotations_of.get(one.image or 0, [])]:
         examples = tuple(f"{dataset.name_of(one.image or 0)}: {one.detail}" for one in turned[:_MOST_EXAMPLES])
         found.append(
-            _Found("exif_swapped", "annotations", len(there), examples, partial(_turn, dataset, frozenset(there)))
+            _Found(
+                "exif_swapped", "annotations", len(there), examples, partial(turned_as_shown, dataset, frozenset(there))
+            )
         )
     ids = [kind for kind in ("id_zero", "duplicate_id") if kind in by_kind]
-    found += [_of_problems(kind, by_kind, partial(_renumber, _places(by_kind[kind]))) for kind in ids]
+    found += [_of_problems(kind, by_kind, partial(with_new_ids, _places(by_kind[kind]))) for kind in ids]
     if boxes:
         # Fractions all look alike, and corners have sizes of their own.
         changed: Entries = [dict(one) for one in dataset.annotations]
@@ -174,7 +187,7 @@ def _in_annotations(dataset: Dataset, inspection: Inspection) -> list[_Found]:
         sound = replace(dataset, document={**dataset.document, "annotations": changed}, problems=())
         by_kind = _by_kind(sound, find_problems(sound, open_files=False))
     dropped = [kind for kind in ("duplicate_box", "zero_area") if kind in by_kind]
-    return [*found, *(_of_problems(kind, by_kind, partial(_drop, _places(by_kind[kind]))) for kind in dropped)]
+    return [*found, *(_of_problems(kind, by_kind, partial(without, _places(by_kind[kind]))) for kind in dropped)]
 
 
 def _by_kind(dataset: Dataset, inspection: Inspection) -> dict[str, list[Problem]]:
@@ -221,25 +234,18 @@ def _wrong_boxes(
         # A note says that nearly all boxes of the file are such.
         places = frozenset(range(len(entries))) if notes else _places(corners)
         details = tuple(one.detail for one in corners[:_MOST_EXAMPLES])
-        found.append(_Found("xyxy_as_xywh", where, len(places), details, partial(_as_boxes, places, _from_corners)))
+        found.append(
+            _Found("xyxy_as_xywh", where, len(places), details, partial(with_changed_boxes, places, from_corners))
+        )
     boxes = [(place, box) for place, one in enumerate(entries) if (box := box_of(one)) is not None]
     small = [(place, box) for place, box in boxes if min(box) >= 0 and 0 < max(box) <= 1.0001]
     if small and len(small) >= _SHARE * len(boxes):
         undo = partial(
-            _to_pixels, dataset, frozenset(place for place, _ in small), _fractions([box for _, box in small])
+            in_pixels, dataset, frozenset(place for place, _ in small), fractions_as_boxes([box for _, box in small])
         )
         details = tuple(f"bbox {list(box)}" for _, box in small[:_MOST_EXAMPLES])
         found.append(_Found("normalised_boxes", where, len(small), details, undo))
     return found
-
-
-def _fractions(boxes: Sequence[Box]) -> Callable[[Box], Box]:
-    """Return what turns fractions into x, y, width, height: they may be that, two corners, or a centre and sizes."""
-    if all(box[0] + box[2] <= 1.001 and box[1] + box[3] <= 1.001 for box in boxes):
-        return lambda box: box
-    if all(box[0] < box[2] and box[1] < box[3] for box in boxes):
-        return _from_corners
-    return lambda box: (box[0] - box[2] / 2, box[1] - box[3] / 2, box[2], box[3])
 
 
 def _category_index(dataset: Dataset, entries: Sequence[Mapping[str, Any]], where: Where) -> _Found | None:
@@ -252,7 +258,7 @@ def _category_index(dataset: Dataset, entries: Sequence[Mapping[str, Any]], wher
     if not unknown or not all(is_id(one) and first <= one < len(known) + first for one in used):
         return None
     examples = tuple(f"category_id {one.get('category_id')!r}, ids are {known[0]} to {known[-1]}" for one in unknown)
-    undo = partial(_from_places, dict(enumerate(known, start=first)))
+    undo = partial(with_ids_of_places, dict(enumerate(known, start=first)))
     return _Found("category_index", where, len(entries), tuple(dict.fromkeys(examples))[:_MOST_EXAMPLES], undo)
 
 
@@ -263,74 +269,6 @@ def _of_problems(kind: str, by_kind: Mapping[str, list[Problem]], undo: Callable
 
 def _places(problems: Sequence[Problem]) -> frozenset[int]:
     return frozenset(one.annotation for one in problems if one.annotation is not None)
-
-
-def _renumber(places: frozenset[int], entries: Entries) -> Entries:
-    """Give new ids to the entries at some places."""
-    new = itertools.count(1 + max((one["id"] for one in entries if one and is_id(one.get("id"))), default=0))
-    return [{**one, "id": next(new)} if one and place in places else one for place, one in enumerate(entries)]
-
-
-def _drop(places: frozenset[int], entries: Entries) -> Entries:
-    return [None if place in places else one for place, one in enumerate(entries)]
-
-
-def _from_places(ids: Mapping[int, int], entries: Entries) -> Entries:
-    return [one and {**one, "category_id": ids.get(one["category_id"], one["category_id"])} for one in entries]
-
-
-def _from_corners(box: Box) -> Box:
-    return box[0], box[1], max(box[2] - box[0], 0.0), max(box[3] - box[1], 0.0)
-
-
-def _as_boxes(places: frozenset[int], change: Callable[[Box], Box], entries: Entries) -> Entries:
-    return [_changed(one, change) if one and place in places else one for place, one in enumerate(entries)]
-
-
-def _to_pixels(dataset: Dataset, places: frozenset[int], change: Callable[[Box], Box], entries: Entries) -> Entries:
-    def scaled(size: tuple[int, int], box: Box) -> Box:
-        x, y, width, height = change(box)
-        return x * size[0], y * size[1], width * size[0], height * size[1]
-
-    changed: Entries = []
-    for place, one in enumerate(entries):
-        image = dataset.image_places.get(one.get("image_id")) if one else None
-        size = size_of(dataset.images[image]) if image is not None and place in places else None
-        changed.append(_changed(one, partial(scaled, size)) if one and size else one)
-    return changed
-
-
-def _turn(dataset: Dataset, places: frozenset[int], entries: Entries) -> Entries:
-    """Turn boxes of a photograph as stored into boxes of it as shown."""
-    changed: Entries = []
-    for place, one in enumerate(entries):
-        image = dataset.image_places.get(one.get("image_id")) if one and place in places else None
-        file = dataset.files[image] if image is not None else None
-        if one is None or file is None:
-            changed.append(one)
-            continue
-        header = read_header(file)
-
-        def turned(box: Box, header: Any = header) -> Box:
-            stored, shown = header.stored, header.shown
-            corners = [(box[0], box[1]), (box[0] + box[2], box[1] + box[3])]
-            points = [_TURNED[header.orientation](x / stored[0], y / stored[1]) for x, y in corners]
-            xs, ys = [x * shown[0] for x, _ in points], [y * shown[1] for _, y in points]
-            return min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys)
-
-        changed.append(_changed(one, turned))
-    return changed
-
-
-def _changed(entry: dict[str, Any], change: Callable[[Box], Box]) -> dict[str, Any]:
-    """Change the box of an entry, and its area if it was the box's."""
-    box = box_of(entry)
-    if box is None:
-        return entry
-    now = change(box)
-    area = entry.get("area")
-    own = is_number(area) and abs(area - box[2] * box[3]) <= 1e-3 * abs(area)
-    return {**entry, "bbox": list(now), **({"area": now[2] * now[3]} if own else {})}
 
 
 def _truth(dataset: Dataset, entries: Entries, *, more_classes: Sequence[int] = ()) -> GroundTruth:
