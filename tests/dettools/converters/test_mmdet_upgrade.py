@@ -232,6 +232,16 @@ def test_no_background_moves_twice(tmp_path):
     assert classes_of(upgrade_checkpoint(twice).state["roi_head.bbox_head.fc_cls.bias"]) == [1, 2, 3, 4, 0]
 
 
+def test_no_background_moves_twice_where_only_the_version_was_kept(tmp_path):
+    """A published checkpoint keeps mmdet_version, and a RetinaNet's names do not tell that it was upgraded."""
+    once = upgrade_checkpoint(saved(tmp_path, retinanet(WITH_BACKGROUND)), classes=WITH_BACKGROUND)
+    assert classes_of(once.state["bbox_head.retina_cls.bias"])[:5] == [1, 2, 3, 4, 0]
+    torch.save({"state_dict": once.state, "meta": {"mmdet_version": once.meta["mmdet_version"]}}, tmp_path / "once.pth")
+    twice = upgrade_checkpoint(tmp_path / "once.pth", classes=WITH_BACKGROUND)
+    assert torch.equal(twice.state["bbox_head.retina_cls.bias"], once.state["bbox_head.retina_cls.bias"])
+    assert once.meta["upgraded"]["from"] == "1.2.0"
+
+
 @pytest.mark.parametrize(
     ("state", "version", "options", "message"),
     [

@@ -177,6 +177,9 @@ def test_a_converted_network_gives_the_outputs_of_its_source(source, to, squeeze
     assert certificate["facts"]["architecture"] == ("RegNetY" if squeeze else "RegNetX")
     assert all(proof["passed"] and proof["max_delta"] <= proof["tolerance"] for proof in certificate["proofs"])
     assert certificate["unused"] == certificate["missing"] == []
+    # Neither pycls nor timm is asked: the certificate does not claim it.
+    own = {name for name, code in certificate["facts"]["forward_passes"].items() if code == "the library's own"}
+    assert own == {"torchvision"}
 
 
 class TestWithMMDetection:

@@ -136,6 +136,10 @@ def convert_detectron(source: Path, *, depth: int | None = None, style: Style | 
             "depth": found_depth,
             "groups": groups,
             "width_per_group": width,
+            "forward_passes": {
+                names.library: "restated: the paper's formulas, the library's names",
+                "torchvision": "the library's own",
+            },
             "preprocessing": preprocessing.to_json(style),
         },
         meta={"preprocessing": preprocessing.to_json(style)},

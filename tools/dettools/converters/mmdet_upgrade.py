@@ -33,7 +33,7 @@ from dettools.converters.weight_files import WeightFile, read_weight_file
 
 NEWEST = "3.3.0"
 UPGRADED = "upgraded"
-"""In ``meta`` of upgraded weights: from which version to which, so that no background moves twice."""
+"""In ``meta`` of upgraded weights: what they were made of."""
 
 
 def upgrade_checkpoint(
@@ -71,7 +71,8 @@ def upgrade_checkpoint(
     proofs = _proofs(rows, file.state, state)
     missing, unexpected = _fit(state, config, allow_code=allow_code) if config else ((), ())
     notes = list(_notes(file, rows, old, new))
-    meta = {**file.meta, UPGRADED: {"from": str(old), "to": str(new), "source_sha256": file.sha256}}
+    # The version is that of the weights as they are now, also for what reads nothing else: no background moves twice.
+    meta = {**file.meta, "mmdet_version": str(new), UPGRADED: {"from": str(old), "source_sha256": file.sha256}}
     facts: dict[str, Any] = {
         "made_by": str(old),
         "wanted": str(new),
@@ -98,8 +99,7 @@ def upgrade_checkpoint(
 
 
 def _versions(file: WeightFile, given: str | None, wanted: str | None) -> tuple[Version, Version]:
-    upgraded = file.meta.get(UPGRADED)
-    told = upgraded.get("to") if isinstance(upgraded, Mapping) else file.meta.get("mmdet_version")
+    told = file.meta.get("mmdet_version")
     if given is None and told is None:
         raise ConversionError(
             f"{file.path.name}: got no meta.mmdet_version, expected the version of MMDetection that made the weights: "

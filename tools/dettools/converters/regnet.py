@@ -136,7 +136,8 @@ def convert_regnet(
         state=result,
         unused=tuple(key for key in file.state if key.removeprefix("backbone.") not in taken),
         proofs=tuple(proofs),
-        facts=_facts(architecture, names, to, colours),
+        facts=_facts(architecture, names, to, colours)
+        | {"forward_passes": {name: _pass_of(name) for name, *_ in runs}},
         meta={"preprocessing": _preprocessing(colours)},
         notes=tuple(_notes(names, to, swap=swap_colours)),
     )
@@ -241,6 +242,17 @@ def _outputs(
         stages[-1].mean((2, 3)), weight, state.get(str(naming.key(Place(0, 0, "fc", "bias"))))
     )
     return [*stages, scores]
+
+
+def _pass_of(names: str) -> str:
+    """Tell for the certificate whose code computed the outputs."""
+    if names == "torchvision" or (names == "mmdet" and _has_mmdet()):
+        return "the library's own"
+    return (
+        "torchvision's own, with these tensors"
+        if names == "mmdet"
+        else "restated: the paper's formulas, the library's names"
+    )
 
 
 def _torchvision_stages(
