@@ -63,7 +63,7 @@ def test_boxes_come_back_from_voc_where_one_begins_outside_its_image(tmp_path, c
 
 def test_boxes_come_back_from_voc_where_yolo_rounds(tmp_path, convert):
     """1/3 of 48 pixels is 15.999…: VOC's file says 16, and its reader counts from 1."""
-    source = yolo_tree(tmp_path / "yolo", {"train/a": "0 0.3333333333 0.3333333333 0.25 0.3333333333\n" * 9})
+    source = yolo_tree(tmp_path / "yolo", {"train/a": "0 0.5 0.3333333333 0.25 0.3333333333\n" * 9})
     convert("yolo", source, "--to", "coco", "-o", tmp_path / "first.json")
     convert("yolo", source, "--to", "voc", "-o", tmp_path / "voc")
     convert("voc", tmp_path / "voc", "--to", "coco", "-o", tmp_path / "back.json")
@@ -174,6 +174,8 @@ def test_ctrl_c_ends_all_processes_from_their_first_moment_without_a_traceback(t
     end = time.monotonic() + 60
     while not workers and process.poll() is None and time.monotonic() < end:
         workers = [one for one in process.children() if "--multiprocessing-fork" in one.cmdline()]
+    # They import yet.
+    time.sleep(0.1)
     os.killpg(process.pid, signal.SIGINT)
     error = process.communicate(timeout=60)[1]
     assert workers, "the conversion ended before it was interrupted"

@@ -14,6 +14,7 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -95,15 +96,20 @@ def pool(processes: int, reader: Reader | None) -> Iterator[Map]:
         return
     # A forked process would inherit threads that are not there.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(processes, context, _start_worker, (reader,)) as executor:
+    theirs, ours = context.Pipe(duplex=False)
+    with theirs, ours, ProcessPoolExecutor(processes, context, _start_worker, (reader, theirs)) as executor:
 
-        def mapped(function: Callable[[Any], Any], tasks: Sequence[Any]) -> Iterable[Any]:
+        def mapped(function: Callable[[Any], Any], tasks: Sequence[Any]) -> Iterator[Any]:
             # Starts the processes, which keep the mask: Ctrl-C is the parent's, which ends them.
             before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
             try:
-                return executor.map(function, tasks)
+                futures = [executor.submit(function, task) for task in tasks]
             finally:
                 signal.pthread_sigmask(signal.SIG_SETMASK, before)
+            # Results are let go of. Not executor.map: it cancels, which an executor whose processes end cannot take.
+            futures.reverse()
+            while futures:
+                yield futures.pop().result()
 
         try:
             yield mapped
@@ -112,20 +118,19 @@ def pool(processes: int, reader: Reader | None) -> Iterator[Map]:
                 "a process that converts was ended from outside. Is there memory enough?"
             ) from None
         except BaseException:
-            executor.shutdown(wait=True, cancel_futures=True)
+            ours.close()
             raise
 
 
-def _start_worker(reader: Reader | None) -> None:
-    # A parent that was killed cannot end its processes.
-    threading.Thread(target=_end_with_the_parent, daemon=True).start()
+def _start_worker(reader: Reader | None, parent: Connection) -> None:
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     _take_reader(reader)
 
 
-def _end_with_the_parent() -> None:
-    if (parent := multiprocessing.parent_process()) is not None:
-        parent.join()
-        os._exit(1)
+def _end_with(parent: Connection) -> None:
+    # Nothing is ever sent: its end is closed, by itself or because it was killed.
+    parent.poll(None)
+    os._exit(1)
 
 
 def _take_reader(reader: Reader | None) -> None:
