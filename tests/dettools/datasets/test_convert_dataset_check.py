@@ -198,6 +198,16 @@ def test_what_cannot_be_undone_is_told(tmp_path):
     ]
 
 
+def test_what_metrics_do_not_need_may_be_odd(tmp_path):
+    document = sound_document()
+    document["images"][0] |= {"license": "CC BY", "date_captured": 2014, "width": 400.0}
+    document["categories"][0]["supercategory"] = None
+    # pycocotools takes any text for a crowd's mark.
+    entries(document).append(annotation(900, 1, [1, 1, 9, 9], category=10, iscrowd="0"))
+    assert by_pycocotools(document, perfect_results(document)[:-1]) == pytest.approx(1)
+    assert check(tmp_path, document, perfect_results(document)[:-1]).ap == pytest.approx(1)
+
+
 def test_an_error_in_predictions_names_their_file(tmp_path):
     document = sound_document()
     with pytest.raises(PredictionsError, match=f"^{tmp_path / 'r.json'}: result 0: got the score None"):

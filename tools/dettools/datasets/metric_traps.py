@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from dettools.coco_metrics import evaluate_coco
-from dettools.datasets.dataset import Dataset, Problem, box_of, is_id, is_key, is_number, read_header
+from dettools.datasets.dataset import Dataset, Problem, box_of, is_id, is_key, is_number, read_header, size_of
 from dettools.datasets.inspection import KINDS, Inspection, find_problems
 from dettools.datasets.trap_repairs import (
     Entries,
@@ -285,7 +285,7 @@ def _truth(dataset: Dataset, entries: Entries, *, more_classes: Sequence[int] = 
         if box is None or not _is_evaluated(dataset, taken):
             continue
         x, y, width, height = box
-        area, crowd = taken.get("area"), taken.get("iscrowd") or 0
+        area, crowd = taken.get("area"), bool(taken.get("iscrowd"))
         zero = taken.get("id") == 0 and not crowd
         if zero and has_zero:
             x += _FAR_AWAY
@@ -296,13 +296,19 @@ def _truth(dataset: Dataset, entries: Entries, *, more_classes: Sequence[int] = 
                 "category_id": taken["category_id"],
                 "bbox": [x, y, max(width, 0.0), max(height, 0.0)],
                 "area": area if is_number(area) else max(width, 0.0) * max(height, 0.0),
-                "iscrowd": crowd,
+                "iscrowd": int(crowd),
             }
         )
         has_zero = has_zero or zero
-    unknown = [{"id": one, "name": str(one)} for one in more_classes if one not in dataset.names]
-    categories = [*dataset.document["categories"], *unknown]
-    return ground_truth_of({**dataset.document, "annotations": kept, "categories": categories}, path=dataset.path)
+    # Nothing else of them: an odd licence would stop the evaluation.
+    images = [
+        {"id": one.get("id"), "file_name": dataset.name_of(place), "width": size[0], "height": size[1]}
+        for place, one in enumerate(dataset.images)
+        for size in [size_of(one) or (0, 0)]
+    ]
+    unknown = {one: str(one) for one in more_classes if one not in dataset.names}
+    categories = [{"id": one, "name": name} for one, name in {**dataset.names, **unknown}.items()]
+    return ground_truth_of({"images": images, "annotations": kept, "categories": categories}, path=dataset.path)
 
 
 def _is_evaluated(dataset: Dataset, entry: Mapping[str, Any]) -> bool:
