@@ -36,10 +36,11 @@ _BASE_VARIABLE = re.compile(r"\{\{\s*_base_\.([\w.]+)\s*\}\}")
 _ENVIRONMENT = re.compile(r"\{\{\s*\$")
 _RUNNER = """
 import sys
+from detserve.mmdet_config import dump_config
 from mmengine.config import Config
 values = Config.fromfile(sys.argv[1], import_custom_modules=False).to_dict()
 with open(sys.argv[2], "w", encoding="utf-8") as file:
-    file.write(repr(values))
+    file.write(dump_config(values))
 """
 
 
@@ -261,6 +262,8 @@ def _run(path: Path) -> dict[str, Any]:
         if done.returncode != 0:
             last = (done.stderr.strip().splitlines() or ["no message"])[-1]
             raise ConfigError(f"config {path.name}: running it failed ({last[:300]}).")
+        if not result.exists():
+            raise ConfigError(f"config {path.name}: running it ended before its values were known. Does it call exit?")
         return load_config(result.read_text("utf-8"))
 
 

@@ -249,7 +249,7 @@ def test_a_config_that_must_be_run_is_run_when_that_is_allowed(write):
     assert "import os" in read.code_ran
     with pytest.raises(ConfigError, match=r"running it failed.*no way"):
         read_config(write("bad.py", "raise ValueError('no way')"), allow_code=True)
-    with pytest.raises(ConfigError, match="no Python literal"):
+    with pytest.raises(ConfigError, match="got a object, expected data"):
         read_config(write("object.py", "x = dict(a=object())"), allow_code=True)
 
 
@@ -323,3 +323,17 @@ def test_yaml_that_is_no_config_is_refused(text, message, tmp_path):
     path.write_text(text)
     with pytest.raises(ConfigError, match=message):
         read_config(path)
+
+
+@WITH_MMDET
+def test_what_a_config_that_is_run_gives_is_data(tmp_path):
+    path = tmp_path / "c.py"
+    path.write_text("import math\nlargest = float('inf')\nkinds = {1, 2}\n")
+    assert read_config(path, allow_code=True).values == {"largest": math.inf, "kinds": {1, 2}}
+    for text, message in (
+        ("first = lambda: 1", "got a function, expected data"),
+        ("exit(0)", "ended before its values"),
+    ):
+        path.write_text(f"import math\n{text}\n")
+        with pytest.raises(ConfigError, match=message):
+            read_config(path, allow_code=True)
