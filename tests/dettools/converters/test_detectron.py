@@ -250,6 +250,7 @@ def small(blocks: tuple[int, ...]) -> dict[str, np.ndarray]:
         (small(BLOCKS[50]), None, "got no conv1_w, expected it for conv1.weight"),
         ({"encoder": np.zeros(2, np.float32)}, None, "got keys such as encoder, expected a ResNet of Detectron"),
         ({"blobs": {}}, None, "expected a pickle with arrays by name"),
+        ({}, None, "got nothing, expected a pickle with arrays by name"),
     ],
 )
 def test_what_is_no_such_backbone_is_refused(content, depth, message, tmp_path):
