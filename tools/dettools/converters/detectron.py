@@ -172,7 +172,8 @@ def _blobs(content: Any, source: Path) -> dict[str, torch.Tensor]:
     if not found:
         told = ", ".join(map(str, list(content)[:6])) if isinstance(content, dict) else type(content).__name__
         raise ConversionError(
-            f"{source.name}: got {told or 'nothing'}, expected a pickle with arrays by name, alone or under 'blobs' or 'model'."
+            f"{source.name}: got {told or 'nothing'}, expected a pickle with arrays by name, alone or under 'blobs' or "
+            "'model'."
         )
     return found
 
