@@ -56,9 +56,8 @@ def run(args: argparse.Namespace) -> int:
     from dettools.configs.config_source import load_located
     from dettools.configs.config_text import flat_text, pretty_text, save_config
 
-    if args.diff and (args.save_path or args.origins):
-        flag = "--save-path" if args.save_path else "--origins"
-        raise DetserveError(f"{flag}: has no meaning with --diff. Leave one of them out.")
+    if args.diff and args.save_path:
+        raise DetserveError("got --save-path with --diff, expected one of them: a difference is no config.")
     located = load_located(args.config, args.cfg_options, allow_code=args.allow_code)
     config = _shown(located, args)
     if args.diff:
