@@ -12,7 +12,7 @@ READY := $(VENV)/.detserve-ready
 JOBS ?= 2
 EXTRAS ?= onnx,mmdet,dev
 
-.PHONY: ceiling help env demo serve test lint pytest nightly gpu peers runtimes mmdet-handler clean
+.PHONY: ceiling help env demo serve test lint pytest nightly gpu results peers runtimes mmdet-handler clean
 .DEFAULT_GOAL := help
 
 help:  ## show this list
@@ -56,6 +56,9 @@ peers: $(READY)  ## our server beside others, about 25 minutes; writes benchmark
 
 ceiling: $(READY)  ## the demo model served beside itself in process; benchmarks/CEILING.md, 5 minutes
 	$(BIN)/python benchmarks/ceiling.py
+
+results: $(READY)  ## on a GPU: the demo model beside eager and the in-process ceiling; benchmarks/RESULTS.md, 6 minutes
+	$(BIN)/python benchmarks/gpu.py
 
 runtimes: $(READY)  ## the demo model served by torch beside its ONNX export; benchmarks/RUNTIMES.md, 6 minutes
 	$(BIN)/python benchmarks/runtimes.py

@@ -220,8 +220,9 @@ def _work(connection: Connection, archive: Path, threads: int | None, images: li
 
     with open_detector(archive, model_store=archive.parent, device=device, threads=threads) as detector:
         subject = RuntimeSubject(detector)
-        for size in BATCH_SIZES:
-            subject.answer(images[:size])
+        for size in BATCH_SIZES:  # every batch of the turns: a GPU is slow where it meets a shape for the first time
+            for place in range(0, len(images), size):
+                subject.answer(images[place : place + size])
         connection.send("ready")
         while (asked := connection.recv()) is not None:
             size, seconds = asked

@@ -11,8 +11,9 @@ HEAD = (
 )
 
 
-def write_section(title: str, lines: Sequence[str], page: Path = PAGE, head: str = HEAD) -> None:
-    """Write a section below ``## title``; ``head`` begins a new page."""
+def write_section(title: str, lines: Sequence[str], page: Path | None = None, head: str = HEAD) -> None:
+    """Write a section below ``## title`` of a page (default: ANALYSIS.md); ``head`` begins a new one."""
+    page = page or PAGE
     sections = page.read_text(encoding="utf-8").split("\n## ") if page.exists() else [head]
     body = "\n".join([title, "", *lines]).rstrip() + "\n"
     place = next((at for at, one in enumerate(sections) if at and one.partition("\n")[0] == title), None)

@@ -210,16 +210,14 @@ class Detector:
             )
 
     def _chooses_gpu_jpeg(self) -> bool:
-        serving = self.spec.serving
-        possible = self.runtime.device.type == "cuda" and gpu_jpeg_available()
-        if serving.jpeg_decoder == "gpu" and not possible:
-            raise ArtefactError(
-                f"jpeg_decoder: got 'gpu', but images are prepared on {self.runtime.device} by a torchvision "
-                f"{'with' if gpu_jpeg_available() else 'without'} a JPEG decoder. Set jpeg_decoder: auto."
-            )
-        if serving.jpeg_decoder == "auto":
-            return possible and serving.precision != "fp32"
-        return serving.jpeg_decoder == "gpu"
+        if self.spec.serving.jpeg_decoder != "gpu":
+            return False
+        if self.runtime.device.type == "cuda" and gpu_jpeg_available():
+            return True
+        raise ArtefactError(
+            f"jpeg_decoder: got 'gpu', but images are prepared on {self.runtime.device} by a torchvision "
+            f"{'with' if gpu_jpeg_available() else 'without'} a JPEG decoder. Set jpeg_decoder: cpu."
+        )
 
 
 def _loosest(works: Sequence[_Work]) -> Limits:

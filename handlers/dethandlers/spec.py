@@ -94,7 +94,8 @@ class Serving:
         channels_last: memory layout of the network and its input.
         tf32: allow TensorFloat-32 in matrix products and convolutions on the GPU.
         deterministic: same bits for the same image whatever shares its batch (one image a forward pass).
-        jpeg_decoder: ``cpu``, ``gpu``, or ``auto``: the GPU in fp16 and bf16 (its pixels differ by rounding).
+        jpeg_decoder: ``cpu``, or ``gpu``: nvJPEG, whose colours differ where a JPEG halves them (4:2:0), by 2.6 grey
+            levels on average on an H200 (benchmarks/RESULTS.md): enough to move boxes by pixels.
         threads: intra-op threads of a worker; 0 leaves it to the server, which shares the cores out among the workers.
         max_image_pixels: larger images are refused before they are decoded.
         min_image_side: smaller images are refused, in pixels.
@@ -112,12 +113,12 @@ class Serving:
     workers: int = 0
     response_timeout_s: int = 120
     startup_timeout_s: int = 300
-    device: Literal["auto", "cpu", "gpu"] = "auto"
+    device: Literal["cpu", "gpu"] = "cpu"
     precision: Precision = "fp32"
     channels_last: bool = False
     tf32: bool = False
     deterministic: bool = False
-    jpeg_decoder: Literal["auto", "cpu", "gpu"] = "auto"
+    jpeg_decoder: Literal["cpu", "gpu"] = "cpu"
     threads: int = 0
     max_image_pixels: int = 64_000_000
     min_image_side: int = 8

@@ -106,6 +106,8 @@ def assert_same_bits(one: Detections, other: Detections) -> None:
 def assert_close(one: Detections, other: Detections, *, box_px: float = 0.01, score: float = 1e-5) -> None:
     """Assert DESIGN's batch invariance, or wider bounds."""
     pairing = pair(one, other)
-    assert len(pairing.unmatched) == 0
-    assert pairing.box_px.max(initial=0) <= box_px
-    assert pairing.score.max(initial=0) <= score
+    largest = pairing.box_px.max(initial=0), pairing.score.max(initial=0)
+    report = f"{len(one)} and {len(other)}; unmatched scores {pairing.unmatched}; at most {largest[0]} px, {largest[1]}"
+    assert len(pairing.unmatched) == 0, report
+    assert largest[0] <= box_px, report
+    assert largest[1] <= score, report

@@ -118,7 +118,7 @@ def _partner(detections, place, others):
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
 @pytest.mark.parametrize("builder", sorted(OPTIONS))
 def test_every_builder_answers_in_half_precision_with_float32_boxes(load, builder, precision):
-    detector = load(builder, precision=precision, jpeg_decoder="cpu")
+    detector = load(builder, precision=precision)
     for answer, expected in zip(answers(detector, IMAGES), eager_of(detector, IMAGES), strict=True):
         found = answer.detections
         assert len(expected) / 3 <= len(found) <= 3 * len(expected)
@@ -141,7 +141,7 @@ def raw_outputs(detector):
 @pytest.mark.parametrize("builder", STABLE)
 def test_half_precision_stays_near_eager(load, builder, precision):
     box_px, score, lost = HALF_BOUNDS[precision]
-    detector = load(builder, precision=precision, jpeg_decoder="cpu")
+    detector = load(builder, precision=precision)
     expected = eager_of(detector, IMAGES)
     # Asked for below eager's threshold, so that nothing is lost at its edge.
     found = answers(detector, IMAGES, score_threshold=max(0.0, detector.spec.serving.score_threshold - 0.1))
@@ -157,7 +157,7 @@ def test_half_precision_stays_near_eager(load, builder, precision):
 
 def test_detections_come_in_float32_whatever_the_precision(load):
     for precision in ("fp16", "bf16"):
-        (answer,) = answers(load(SSDLITE, precision=precision, jpeg_decoder="cpu"), IMAGES[:1])
+        (answer,) = answers(load(SSDLITE, precision=precision), IMAGES[:1])
         assert answer.detections.boxes_xyxy.dtype == np.float32
         assert answer.detections.scores.dtype == np.float32
 
@@ -184,7 +184,13 @@ def test_a_bad_image_fails_alone_on_the_gpu(load):
     assert (bad.type, cut.type) == ("not_an_image", "truncated_image")
 
 
-@pytest.mark.parametrize("subsampling", [0, 1, 2])
+# 2: halved in both directions, as most JPEGs are. 2.61 on an H200: why jpeg_decoder is the CPU unless asked.
+_HALVED = pytest.param(
+    2, marks=pytest.mark.xfail(strict=True, reason="nvJPEG's halved colours differ by 2.6 grey levels")
+)
+
+
+@pytest.mark.parametrize("subsampling", [0, 1, _HALVED])
 @pytest.mark.parametrize("progressive", [False, True])
 def test_jpegs_decoded_on_the_gpu_are_within_two_grey_levels_of_pillow(cuda, subsampling, progressive):
     """nvJPEG has its own inverse transform and colour upsampling: rounding everywhere, more at coloured edges."""
@@ -202,10 +208,10 @@ def test_jpegs_decoded_on_the_gpu_are_within_two_grey_levels_of_pillow(cuda, sub
         assert (pixels.cpu().float() - reference.float()).abs().mean() <= 2
 
 
-def test_the_jpeg_decoder_is_the_cpu_in_fp32_and_the_gpu_in_half_precision(load):
-    assert load(SSDLITE).describe()["jpeg_decoder"] == "cpu"
-    expected = "gpu" if gpu_jpeg_available() else "cpu"
-    assert load(SSDLITE, precision="fp16").describe()["jpeg_decoder"] == expected
+def test_the_jpeg_decoder_is_the_cpu_unless_the_gpu_is_asked_for(load):
+    assert load(SSDLITE, precision="fp16").describe()["jpeg_decoder"] == "cpu"
+    if gpu_jpeg_available():
+        assert load(SSDLITE, jpeg_decoder="gpu").describe()["jpeg_decoder"] == "gpu"
 
 
 def test_what_runs_is_described_on_the_gpu(load, cuda):
