@@ -192,9 +192,10 @@ class Converter:
             CocoWriter(images / f"{at:08}", annotations / f"{at:08}") for at in range(len(pieces))
         ]
         names = [name for piece in pieces for name in piece.names]
-        for name, count in Counter(names).items():
-            if count > 1 and name:
-                self._skipped.add("duplicate_file_name", f"{name}: {count} images")
+        # Sorted: a table of a hundred thousand names would show in the memory.
+        twice = {name for name, following in itertools.pairwise(sorted(names)) if name and name == following}
+        for name, count in Counter(name for name in names if name in twice).items():
+            self._skipped.add("duplicate_file_name", f"{name}: {count} images")
         written = self._write(pieces, table, names, writers, mapped)
         whole = work / path.name
         with whole.open("wb") as stream:
