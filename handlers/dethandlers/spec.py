@@ -113,7 +113,7 @@ class Serving:
     workers: int = 0
     response_timeout_s: int = 120
     startup_timeout_s: int = 300
-    device: Literal["cpu", "gpu"] = "cpu"
+    device: Literal["auto", "cpu", "gpu"] = "auto"
     precision: Precision = "fp32"
     channels_last: bool = False
     tf32: bool = False

@@ -165,6 +165,16 @@ def test_without_objects_there_is_no_figure():
         ap_interval(truth, results)
 
 
+def test_what_no_metric_reads_may_be_odd():
+    """hotcoco refuses a licence that is no number; pycocotools reads none."""
+    document, results = scenes(5)
+    plain = evaluate_coco(checked(document), results)
+    for image in document["images"]:
+        image |= {"license": "CC BY", "width": float(image["width"])}
+    document["categories"][0]["supercategory"] = None
+    assert evaluate_coco(checked(document), results) == plain
+
+
 def test_what_is_not_there_cannot_be_measured():
     document, results = scenes(5)
     truth = checked(document)

@@ -169,7 +169,7 @@ def _checked(
             value = entry.get(key)
             if isinstance(value, float) and value.is_integer():
                 result[key] = int(value)
-            if isinstance(value, bool) or result.get(key) not in ids:
+            if not isinstance(result.get(key), int) or isinstance(value, bool) or result[key] not in ids:
                 unknown[key].append(value)
         if not _is_number(entry.get("score")):
             raise PredictionsError(
