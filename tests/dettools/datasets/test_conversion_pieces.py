@@ -93,6 +93,14 @@ def test_images_that_training_will_miss_are_told(tmp_path, convert):
     assert skipped["duplicate_file_name"]["examples"] == ["same.jpg: 2 images"]
 
 
+@pytest.mark.parametrize("target", ["coco", "voc", "yolo"])
+def test_a_class_that_is_no_key_is_told(tmp_path, convert, target):
+    objects = [annotation(1, 1, [1, 1, 5, 5]), annotation(2, 1, [1, 1, 5, 5], category=[1])]
+    source = coco_tree(tmp_path / "coco", coco_document(objects))
+    report = convert("coco", source, "--to", target, "-o", tmp_path / ("o.json" if target == "coco" else "o"))
+    assert report["skipped"]["unknown_category"]["examples"] == ["1.jpg: category_id [1]"]
+
+
 def found(source: Path, stem: str, images: Path | None = None) -> str | None:
     builder = DocumentBuilder()
     read_voc_file(source / "Annotations" / f"{stem}.xml", source, Pictures(source, images), builder)

@@ -20,7 +20,7 @@ from typing import Any
 
 from dettools.datasets.conversion_parts import Reader
 from dettools.datasets.conversion_rules import Rules, Tally, degenerate
-from dettools.datasets.dataset import DatasetFormatError, DocumentBuilder, size_of
+from dettools.datasets.dataset import DatasetFormatError, DocumentBuilder, is_key, size_of
 from dettools.datasets.voc import PixelCount, count_from
 from dettools.datasets.writing import Batch, CocoWriter, FolderWriter, Written
 
@@ -162,8 +162,9 @@ def read_piece(reader: Reader, task: ReadTask) -> Piece:
     objects: list[list[dict[str, Any]]] = [[] for _ in builder.images]
     for one in builder.annotations:
         place = one["image_id"] - 1
-        if categories is not None and one.get("category_id") not in categories:
-            piece.skipped.add("unknown_category", f"{names[place]}: category_id {one.get('category_id')!r}")
+        key = one.get("category_id")
+        if categories is not None and (not is_key(key) or key not in categories):
+            piece.skipped.add("unknown_category", f"{names[place]}: category_id {key!r}")
             continue
         if not rules.takes(one, reader.kind == "voc", piece.skipped, names[place]):
             continue
