@@ -140,8 +140,8 @@ def _add_conversion(parser: argparse.ArgumentParser) -> None:
         "--first-pixel",
         type=int,
         choices=(0, 1),
-        help="VOC: what the first pixel of a row is called (default: 1, but 0 if a coordinate is below 1 or no whole "
-        "number)",
+        help="VOC: what the first pixel of a row is called (default: 1, but 0 if a coordinate is below 1 or more than "
+        "1 %% of the boxes have fractions)",
     )
     parser.add_argument("--outlines", action="store_true", help="YOLO: lines are outlines, for segmentation")
     parser.add_argument("--contiguous-ids", action="store_true", help="COCO: number the categories from 1")
@@ -214,7 +214,6 @@ def run(args: argparse.Namespace) -> int:
 
 def _source(args: argparse.Namespace, rules: Rules) -> tuple[Reader, list[Part]]:
     from dettools.datasets.conversion_parts import cityscapes_parts, loaded_parts, voc_parts, yolo_parts
-    from dettools.datasets.formats import Source, load_dataset
 
     if not args.source.exists():
         raise ConvertOptionsError(f"got {args.source}, expected a data set. There is no such path.")
@@ -236,6 +235,8 @@ def _source(args: argparse.Namespace, rules: Rules) -> tuple[Reader, list[Part]]
         )
     if kind == "yolo":
         return yolo_parts(args.source, args.images, split=args.split)
+    from dettools.datasets.formats import Source, load_dataset  # with every reader, which the others do without
+
     return loaded_parts(load_dataset(Source(args.source, images=args.images, split=args.split), "coco"))
 
 

@@ -1,13 +1,18 @@
 """What a conversion wrote, skipped and could not hold; and a COCO file's metric traps, as tables."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
 
 from dettools.datasets.conversion import Conversion
 from dettools.datasets.conversion_rules import REASONS, Rules
-from dettools.datasets.metric_traps import TRAPS, TrapCheck
+
+if TYPE_CHECKING:
+    from dettools.datasets.metric_traps import TrapCheck
 
 
 def print_conversion(conversion: Conversion, rules: Rules, console: Console) -> None:
@@ -41,6 +46,8 @@ def _print_counts(title: str, counts: Mapping[str, int], console: Console) -> No
 
 def print_traps(check: TrapCheck, console: Console) -> None:
     """Print the traps with what each costs in points of AP."""
+    from dettools.datasets.metric_traps import TRAPS  # with NumPy and the metrics: conversions do without
+
     if not check.traps:
         console.print(f"no metric trap found; looked for {', '.join(TRAPS)}", highlight=False)
     else:
