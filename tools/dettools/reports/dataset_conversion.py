@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from rich.console import Console
 from rich.table import Table
 
-from dettools.datasets.conversion import Conversion
 from dettools.datasets.conversion_rules import REASONS, Rules
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from rich.console import Console
+
+    from dettools.datasets.conversion import Conversion
     from dettools.datasets.metric_traps import TrapCheck
 
 
