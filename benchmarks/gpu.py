@@ -37,7 +37,6 @@ SETTINGS = {
 PACKAGES = ("torch", "torchvision", "torchserve", "onnxruntime-gpu")
 REPORTED = ("runtime", "provider", "device_name", "precision", "jpeg_decoder")
 Server = tuple[str, str, dict[str, Any]]
-_BATCH = f"in process, batch {max(BATCH_SIZES)}"
 _ALONE = "in process, batch 1"
 
 
@@ -234,17 +233,19 @@ def equality(subject: Subject, folder: Path) -> list[str]:
 
 
 def table(turns: dict[str, list[Turn]]) -> list[str]:
-    """Return the speed: each setting beside the in-process ceiling of the same round."""
+    """Return the speed: each setting beside the in-process ceiling, the fastest batch size, of the same round."""
+    local = [name for name in turns if name.startswith("in process")]
+    ceiling = max(local, key=lambda name: statistics.median(turn.rate for turn in turns[name]))
     lines = [
-        f"| | images/s | p50 ms | ÷ {_BATCH} | p50 − {_ALONE}, ms | client CPU ms/request | failed |",
+        "| | images/s | p50 ms | ÷ ceiling | p50 − in process, batch 1, ms | client CPU ms/request | failed |",
         "|---|---|---|---|---|---|---|",
     ]
     for name, kept in turns.items():
-        ratios = [mine.rate / theirs.rate for mine, theirs in zip(kept, turns[_BATCH], strict=True)]
+        ratios = [mine.rate / theirs.rate for mine, theirs in zip(kept, turns[ceiling], strict=True)]
         added = [mine.p50_ms - theirs.p50_ms for mine, theirs in zip(kept, turns[_ALONE], strict=True)]
         cpu_ms = statistics.median(turn.client_cpu_ms for turn in kept)
         cells = [
-            name,
+            f"{name} ← ceiling" if name == ceiling else name,
             spread([turn.rate for turn in kept]),
             spread([turn.p50_ms for turn in kept]),
             spread(ratios, 2),
