@@ -44,17 +44,20 @@ def test_a_worker_that_was_killed_is_quoted_with_its_last_words():
     assert message.endswith("Torch worker started. / loading 3 GB")
 
 
+def ended(time: str, stream: str) -> str:
+    return f"{time} [INFO ] {stream} org.pytorch.serve.wlm.WorkerLifeCycle - Stopped Scanner - {stream}"
+
+
 def test_a_start_watches_each_line_once(tmp_path):
     watch = StartupWatch(tmp_path)
     assert watch.failure() is None
-    life = "org.pytorch.serve.wlm.WorkerLifeCycle - Stopped Scanner - W-9001-my_net_1.0-stdout"
-    line = f"2026-11-22T17:52:11,305 [INFO ] W-9001-my_net_1.0-stdout {life}"
+    lines = [ended("2026-11-22T17:52:11,305", f"W-9001-my_net_1.0-{stream}") for stream in ("stdout", "stderr")]
     log = tmp_path / "ts_log.log"
-    log.write_text(line)
-    assert watch.failure() is None  # the line is not whole yet
-    said = "2026-11-22T17:52:11,304 [INFO ] W-9001-my_net_1.0-stdout MODEL_LOG - "
+    log.write_text(f"{lines[0]}\n{lines[1]}")
+    assert watch.failure() is None  # the line is not whole yet, and a traceback may follow on the other stream
+    said = "2026-11-22T17:52:11,304 [WARN ] W-9001-my_net_1.0-stderr MODEL_LOG - "
     (tmp_path / "model_log.log").write_text(f"{said}Traceback (most recent call last):\n{said}ValueError: why\n")
-    log.write_text(line + "\n")
+    log.write_text(f"{lines[0]}\n{lines[1]}\n")
     failure = watch.failure()
     assert (failure.worker, failure.model, failure.version) == ("9001", "my_net", "1.0")
     assert (failure.type, failure.message) == ("ValueError", "why")
@@ -65,7 +68,6 @@ def test_a_worker_that_was_ended_for_being_slow_says_so(tmp_path):
     watch = StartupWatch(tmp_path)
     thread = "2026-11-22T18:22:28,583 [ERROR] W-9000-slow_1.0 org.pytorch.serve.wlm.WorkerThread - Backend worker error"
     cause = "org.pytorch.serve.wlm.WorkerInitializationException: Backend worker did not respond in given time"
-    life = "org.pytorch.serve.wlm.WorkerLifeCycle - Stopped Scanner - W-9000-slow_1.0-stdout"
-    ended = f"2026-11-22T18:22:28,583 [INFO ] W-9000-slow_1.0-stdout {life}"
-    (tmp_path / "ts_log.log").write_text(f"{thread}\n{cause}\n{ended}\n")
+    ends = [ended("2026-11-22T18:22:28,583", f"W-9000-slow_1.0-{stream}") for stream in ("stderr", "stdout")]
+    (tmp_path / "ts_log.log").write_text("\n".join([thread, cause, *ends, ""]))
     assert "longer than its startup timeout" in watch.failure().message

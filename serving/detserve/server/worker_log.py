@@ -93,17 +93,24 @@ class StartupWatch:
     def __init__(self, log_folder: Path) -> None:
         self._frontend = LogFollower(log_folder / "ts_log.log")
         self._model_log = log_folder / "model_log.log"
-        self._too_slow = set[str]()
+        self._too_slow, self._ended = set[str](), set[str]()
         self.registration_error: str | None = None
 
     def failure(self) -> WorkerFailure | None:
-        """Return the worker that has died since the last call, if any did."""
+        """Return the worker that has died since the last call, if any did.
+
+        Both of its streams have ended then: a traceback on the one may be logged after the other's end.
+        """
         ended = None
         for thread, logger, text in parsed(self._frontend.lines()):
             if any(sign in text for sign in _TIMED_OUT):
                 self._too_slow.add(f"{thread}-stdout")
-            elif logger.endswith("WorkerLifeCycle") and text.startswith(_ENDED) and text.endswith("-stdout"):
-                ended = ended or text.removeprefix(_ENDED)
+            elif logger.endswith("WorkerLifeCycle") and text.startswith(_ENDED):
+                self._ended.add(text.removeprefix(_ENDED))
+                worker = text.removeprefix(_ENDED).rpartition("-")[0]
+                if {f"{worker}-stdout", f"{worker}-stderr"} <= self._ended:
+                    self._ended -= {f"{worker}-stdout", f"{worker}-stderr"}
+                    ended = ended or f"{worker}-stdout"
             elif "Error while registering model. Details:" in text or "Error while retrieving snapshot" in text:
                 self.registration_error = text.partition("Details:")[2].strip() or text
         return None if ended is None else read_failure(self._model_log, ended, timed_out=ended in self._too_slow)
