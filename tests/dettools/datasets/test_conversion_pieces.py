@@ -12,24 +12,11 @@ from pathlib import Path
 import psutil
 import pytest
 from dataset_trees import annotation, coco_document, coco_tree, photograph, voc_object, voc_tree, voc_xml, yolo_tree
-from dettools import cli
 from dettools.datasets.conversion_pieces import workspace
 from dettools.datasets.dataset import DocumentBuilder
 from dettools.datasets.voc import Pictures, read_voc, read_voc_file
 
 DETSERVE = Path(sys.executable).with_name("detserve")
-
-
-@pytest.fixture
-def convert(capsys):
-    """Run the command; return its report, or what it says when it refuses."""
-
-    def run(*words, code: int = 0):
-        assert cli.main(["convert-dataset", *map(str, words), "--json"]) == code
-        out, err = capsys.readouterr()
-        return json.loads(out.splitlines()[-1]) if code < 2 else err
-
-    return run
 
 
 def boxes(path: Path) -> list[list[float]]:

@@ -20,7 +20,6 @@ from dataset_trees import (
     voc_xml,
     yolo_tree,
 )
-from dettools import cli
 from dettools.datasets.coco import read_coco
 from dettools.datasets.voc import read_voc
 from dettools.ground_truth import load_ground_truth
@@ -28,18 +27,6 @@ from dettools.ground_truth import load_ground_truth
 DETSERVE = Path(sys.executable).with_name("detserve")
 DIFFICULT = "<pose>Left</pose><truncated>1</truncated><difficult>1</difficult>"
 BILLION_LAUGHS = '<!DOCTYPE a [<!ENTITY l "lol"><!ENTITY m "&l;&l;&l;">]><annotation>&m;</annotation>'
-
-
-@pytest.fixture
-def convert(capsys):
-    """Run the command; return its report."""
-
-    def run(*words, code: int = 0):
-        assert cli.main(["convert-dataset", *map(str, words), "--json"]) == code
-        out, err = capsys.readouterr()
-        return json.loads(out.splitlines()[-1]) if code < 2 else err
-
-    return run
 
 
 def boxes(document) -> list:
