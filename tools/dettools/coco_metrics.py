@@ -10,11 +10,10 @@ AP is that of the largest of ``max_detections`` even where it is not 100, where 
 """
 
 import gc
-import math
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -27,7 +26,6 @@ from dettools.resampling import ApDifference, ApInterval, MatchTable, match_tabl
 
 IouType = Literal["bbox", "segm", "keypoints"]
 IOU_THRESHOLDS: tuple[float, ...] = tuple(np.linspace(0.5, 0.95, 10).tolist())
-_SIDES = ("width", "height")
 _GEOMETRY = {"bbox": "bbox", "segm": "segmentation", "keypoints": "keypoints"}
 # Matches of so many images are held as Python lists at once.
 _IMAGES_AT_ONCE = 200
@@ -287,22 +285,17 @@ def coco_evaluator(ground_truth: GroundTruth, results: Sequence[Mapping[str, Any
         )
     if unknown := {one["image_id"] for one in results} - ground_truth.image_ids:
         raise MetricsError(f"got a result of the image {min(unknown)}, which {ground_truth.path} does not have")
-    truth = COCO(_measured(ground_truth.document))
+    truth = COCO(_measured(ground_truth))
     return COCOeval(truth, truth.load_res(prepared_results(results, iou_type)), iou_type)
 
 
-def _measured(document: Mapping[str, Any]) -> dict[str, Any]:
+def _measured(ground_truth: GroundTruth) -> dict[str, Any]:
     """Return the part of annotations that metrics are computed from: hotcoco refuses an odd licence or date."""
-    images = [
-        {"id": one["id"], "file_name": str(one.get("file_name")), **{side: _pixels(one.get(side)) for side in _SIDES}}
-        for one in document["images"]
-    ]
-    categories = [{"id": one["id"], "name": str(one.get("name"))} for one in document["categories"]]
-    return {"images": images, "annotations": document["annotations"], "categories": categories}
-
-
-def _pixels(value: object) -> int:
-    return int(value) if isinstance(value, int | float) and math.isfinite(value) else 0
+    return {
+        "images": [asdict(image) for image in ground_truth.images],
+        "annotations": ground_truth.annotations,
+        "categories": [asdict(category) for category in ground_truth.categories],
+    }
 
 
 @collector_paused()

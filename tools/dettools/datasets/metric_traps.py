@@ -300,7 +300,7 @@ def _truth(dataset: Dataset, entries: Entries, *, more_classes: Sequence[int] = 
             }
         )
         has_zero = has_zero or zero
-    # Nothing else of them: an odd licence would stop the evaluation.
+    # An odd size or name, which is refused elsewhere, changes no AP of boxes.
     images = [
         {"id": one.get("id"), "file_name": dataset.name_of(place), "width": size[0], "height": size[1]}
         for place, one in enumerate(dataset.images)
