@@ -83,8 +83,8 @@ def main() -> int:
         "the number of cores, others took part of it."
     )
     text = [
-        "To COCO, in turns; all write the same bytes. Median (smallest to largest), or one run. Starting Python and its "
-        "processes is part of the time.",
+        "To COCO, in turns; all write the same bytes. Median (smallest to largest), or one run.",
+        "Starting Python and its processes is part of the time.",
         "",
         HEADER,
         "|---|---|---|---|---|---|---|",
